@@ -1,0 +1,81 @@
+"""The MM-DiT's shape: what a transformer is made of, and the two shapes the project names.
+
+Imports no torch, so that help, recipes, the cost model and the planner answer at once on a login node.
+Sources: ContentV report arXiv 2506.05343; Stable Diffusion 3, arXiv 2403.03206 (MM-DiT).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Position = Literal["sincos3d", "rope3d"]
+Initialisation = Literal["adaln_zero", "normal"]
+
+PATCH = 2
+"""Rows and columns of latent that make one token; time is never patched."""
+
+NORM_EPSILON = 1e-6
+"""Of every LayerNorm and RMSNorm in the published model."""
+
+ROPE_THETA = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of one video MM-DiT (dual-stream transformer with joint attention).
+
+    Widths count features, `text_width` and `pooled_width` being those of the text encoder. The transformer's own
+    width is heads x head_width.
+    """
+
+    layers: int
+    """MM-DiT blocks; the last one's text stream only lends keys and values."""
+    heads: int
+    head_width: int
+    text_width: int
+    pooled_width: int
+    channels: int = 16
+    """Latent channels of the codec."""
+    mlp_ratio: int = 4
+    position: Position = "sincos3d"
+    """sincos3d: added to the patch embedding, as published; rope3d: rotates video queries and keys."""
+    initialisation: Initialisation = "adaln_zero"
+    """adaln_zero: every block starts as the identity; normal: every matrix N(0, 0.02), which makes layout tests see."""
+
+    def __post_init__(self):
+        for name in ("layers", "heads", "head_width", "text_width", "pooled_width", "channels", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.position == "sincos3d" and self.width % 16:
+            raise ValueError(
+                f"model.heads x model.head_width is {self.heads} x {self.head_width} = {self.width}; sincos3d positions "
+                "need a multiple of 16 (a quarter of the width for time, three eighths each for rows and columns, in "
+                "sine-cosine pairs): change heads or head_width, or choose model.position rope3d"
+            )
+        if self.position == "rope3d" and self.head_width % 16:
+            raise ValueError(
+                f"model.head_width is {self.head_width}; rope3d rotates pairs on three axes of 1/4, 3/8 and 3/8 of it: "
+                "choose a multiple of 16"
+            )
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_width
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp_ratio * self.width
+
+    @property
+    def token_width(self) -> int:
+        """Latent values in one token: channels x 2 rows x 2 columns."""
+        return self.channels * PATCH * PATCH
+
+
+def contentv_8b() -> ModelConfig:
+    """The published ContentV transformer: 38 blocks, 38 heads x 64, T5-XXL + CLIP text."""
+    return ModelConfig(layers=38, heads=38, head_width=64, text_width=4096, pooled_width=2048)
+
+
+def quickstart() -> ModelConfig:
+    """A transformer two CPU cores train in minutes, on MiniLM text (384 wide)."""
+    return ModelConfig(layers=4, heads=4, head_width=64, text_width=384, pooled_width=384, position="rope3d")
