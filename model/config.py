@@ -1,14 +1,16 @@
-"""The MM-DiT's shape: what a transformer is made of, and the two shapes the project names.
+"""The MM-DiT's shape, the two shapes the project names, and what flow matching draws.
 
 Imports no torch, so that help, recipes, the cost model and the planner answer at once on a login node.
 Sources: ContentV report arXiv 2506.05343; Stable Diffusion 3, arXiv 2403.03206 (MM-DiT).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite
+from typing import Literal, get_args
 
 Position = Literal["sincos3d", "rope3d"]
 Initialisation = Literal["adaln_zero", "normal"]
+Density = Literal["uniform", "logit_normal"]
 
 PATCH = 2
 """Rows and columns of latent that make one token; time is never patched."""
@@ -47,9 +49,9 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.position == "sincos3d" and self.width % 16:
             raise ValueError(
-                f"model.heads x model.head_width is {self.heads} x {self.head_width} = {self.width}; sincos3d positions "
-                "need a multiple of 16 (a quarter of the width for time, three eighths each for rows and columns, in "
-                "sine-cosine pairs): change heads or head_width, or choose model.position rope3d"
+                f"model.heads x model.head_width is {self.heads} x {self.head_width} = {self.width}; sincos3d "
+                "positions need a multiple of 16 (a quarter of the width for time, three eighths each for rows and "
+                "columns, in sine-cosine pairs): change heads or head_width, or choose model.position rope3d"
             )
         if self.position == "rope3d" and self.head_width % 16:
             raise ValueError(
@@ -69,6 +71,44 @@ class ModelConfig:
     def token_width(self) -> int:
         """Latent values in one token: channels x 2 rows x 2 columns."""
         return self.channels * PATCH * PATCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Which noise levels training sees, and how often it sees no caption.
+
+    ContentV publishes none of these values (nor does Stable Diffusion 3.5 its training's): they are ours to choose.
+    Sources: Stable Diffusion 3, arXiv 2403.03206, section 3.1 (densities) and equation 23 (shift).
+    """
+
+    density: Density = "logit_normal"
+    """Of sigma before the shift. uniform: on (0, 1); logit_normal: the sigmoid of a normal variable."""
+    mean: float = 0.0
+    """Of the normal variable under logit_normal; positive favours noise."""
+    std: float = 1.0
+    """Of the normal variable under logit_normal."""
+    shift: float = 1.0
+    """s in sigma' = s sigma / (1 + (s - 1) sigma), in training and sampling alike; 1 changes nothing."""
+    shift_reference_tokens: int = 0
+    """0: the shift is fixed; else it is shift x sqrt(video tokens / this), so that longer videos see more noise."""
+    caption_dropout: float = 0.1
+    """Share of the samples trained with the empty caption, which is what guidance subtracts."""
+
+    def __post_init__(self):
+        if self.density not in get_args(Density):
+            raise ValueError(f"flow.density is {self.density!r}; choose one of {', '.join(get_args(Density))}")
+        if not isfinite(self.mean):
+            raise ValueError(f"flow.mean is {self.mean}; it must be a finite number")
+        for name in ("std", "shift"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"flow.{name} is {getattr(self, name)}; it must be a finite number above 0")
+        if self.shift_reference_tokens < 0:
+            raise ValueError(
+                f"flow.shift_reference_tokens is {self.shift_reference_tokens}; it must be 0 (a fixed shift) or a "
+                "number of video tokens"
+            )
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"flow.caption_dropout is {self.caption_dropout}; it must lie from 0 to 1")
 
 
 def contentv_8b() -> ModelConfig:

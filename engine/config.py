@@ -1,0 +1,182 @@
+"""Everything one run is made of: the `RunConfig` tree and the parts of it that belong to the engine.
+
+Each part sits next to what it configures (model, parallel, kernels) and here are the rest. Nothing here imports torch:
+help, recipes and the planner answer at once on a login node. Values are checked when they are made; what depends on the
+number of processes is checked by `RunConfig.micro_batches`.
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Annotated, Any, Literal, get_args
+
+from tyro.conf import Suppress
+
+from ..kernels.config import KernelConfig
+from ..model.config import FlowConfig, ModelConfig
+from ..parallel.config import ParallelConfig
+
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["fp32", "bf16"]
+Recompute = Literal["none", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolderConfig:
+    """Where a run lives and whether it goes on from what is there."""
+
+    folder: str
+    """Holds config.yaml, metrics.jsonl, TensorBoard events, checkpoints and samples."""
+    resume: bool = True
+    """True: go on from the last checkpoint in the folder, if there is one; False: refuse a folder that has one."""
+
+    def __post_init__(self):
+        if not self.folder:
+            raise ValueError("run.folder is empty; name a folder, for example runs/quickstart")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards a run reads."""
+
+    folder: str
+    """Shard folder with its manifest.json, as `contentv data` writes it."""
+    held_out_samples: int = 0
+    """Held-out samples that validation reads, the first ones by id; 0: all of them."""
+
+    def __post_init__(self):
+        if not self.folder:
+            raise ValueError("data.folder is empty; name a shard folder, for example data/quickstart/shards")
+        _at_least("data", self, held_out_samples=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), its schedule, and the average of the weights."""
+
+    learning_rate: float
+    """Its highest value, reached after the warm-up."""
+    warmup_steps: int
+    """Steps over which the learning rate rises linearly; 0: none."""
+    schedule: Schedule
+    """After the warm-up. constant: stays; cosine: falls to 0 at trainer.max_steps."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    """Decoupled: a step shrinks each decayed weight by learning rate x this."""
+    decay_biases_and_gains: bool = False
+    """False: weight decay leaves biases and norm gains (every 1-D parameter) alone."""
+    clip: float = 1.0
+    """Largest global gradient norm; a longer gradient is scaled to it. 0: no clipping."""
+    ema_decay: float = 0.9999
+    """Share of the old average that a step keeps: ema = ema_decay ema + (1 - ema_decay) weights."""
+
+    def __post_init__(self):
+        _choice("optimizer", self, schedule=Schedule)
+        _at_least("optimizer", self, learning_rate=0, warmup_steps=0, weight_decay=0, clip=0)
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not (isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(f"optimizer.epsilon is {self.epsilon}; it must be a finite number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The training loop: how long, how much at once, and what it leaves behind. A step is one optimizer update."""
+
+    max_steps: int
+    """The run is complete after this many steps, counted from 1 over all its resumes."""
+    global_batch: int
+    """Samples in one step over all processes; it does not change with their number."""
+    micro_batch: int
+    """Samples in one forward pass of one process; the rest of a step's share is accumulated."""
+    checkpoint_every: int
+    """Steps between checkpoints; the last step always leaves one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; 0: all."""
+    log_every: int = 10
+    """Steps between visits of the device's values to the host; every step has its line all the same."""
+    validate_every: int = 0
+    """Steps between passes over the held-out samples; 0: never."""
+    seed: int = 0
+    """Decides the initial weights, the sample order, noise, timesteps and caption dropout."""
+    precision: Precision = "fp32"
+    """Of weights, activations and gradients on the device; bf16 keeps fp32 master weights."""
+    recompute: Recompute = "none"
+    """full: keep only each block's input and run its forward again in the backward pass."""
+    threads: int = 0
+    """CPU threads a process computes with; 0: what torch chooses."""
+
+    def __post_init__(self):
+        _choice("trainer", self, precision=Precision, recompute=Recompute)
+        _at_least("trainer", self, max_steps=1, global_batch=1, micro_batch=1, checkpoint_every=1, log_every=1)
+        _at_least("trainer", self, keep_checkpoints=0, validate_every=0, threads=0)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"trainer.seed is {self.seed}; it must lie from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How videos are sampled where the command line does not say otherwise."""
+
+    steps: int
+    """Euler steps from noise to video."""
+    guidance: float
+    """Classifier-free guidance (arXiv 2207.12598): unconditional + guidance x (conditional - unconditional)."""
+    fps: float
+    """Frames a second of the written file; training does not see it."""
+    seed: int = 0
+    """Of the initial noise."""
+
+    def __post_init__(self):
+        _at_least("sample", self, steps=1, guidance=0, seed=0)
+        if not (isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"sample.fps is {self.fps}; it must be a finite number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole: what a recipe returns, the command line changes and config.yaml keeps."""
+
+    recipe: Annotated[str, Suppress]
+    """The recipe this configuration started from; no option changes it."""
+    run: RunFolderConfig
+    model: ModelConfig
+    flow: FlowConfig
+    data: DataConfig
+    parallel: ParallelConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    kernels: KernelConfig
+    sample: SampleConfig
+
+    def micro_batches(self, world: int) -> int:
+        """Forward passes each process accumulates in one step, in a world of `world` processes.
+
+        Raises:
+            ValueError: the layout does not fit the world, or the global batch does not split evenly.
+        """
+        data_size = self.parallel.data_size(world)
+        together = self.trainer.micro_batch * data_size
+        if self.trainer.global_batch % together:
+            raise ValueError(
+                f"trainer.global_batch is {self.trainer.global_batch}; {data_size} data-parallel ranks with "
+                f"trainer.micro_batch {self.trainer.micro_batch} take {together} samples at once, which does "
+                "not divide it: lower micro_batch, or choose a global batch that is a multiple"
+            )
+        return self.trainer.global_batch // together
+
+
+def _at_least(section: str, config: Any, **lowest: float) -> None:
+    for name, least in lowest.items():
+        value = getattr(config, name)
+        if not (isfinite(value) and value >= least):
+            raise ValueError(f"{section}.{name} is {value}; it must be a finite number of at least {least}")
+
+
+def _choice(section: str, config: Any, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        if getattr(config, name) not in get_args(kind):
+            allowed = ", ".join(get_args(kind))
+            raise ValueError(f"{section}.{name} is {getattr(config, name)!r}; choose one of {allowed}")
