@@ -1,0 +1,103 @@
+"""What a video codec is: pixels to latents and back, at the shape every codec of this engine shares.
+
+1 + 4k frames become 1 + k latent frames, each 8x smaller in rows and columns, 16 channels: the geometry of the Wan2.1
+VAE (arXiv 2503.20314, section 4.1), so that it and the embedded PCA codec are interchangeable. Encoding is causal: a
+latent depends on its own frames and earlier ones only, so a clip's first latent is that of its first frame alone and an
+image is a clip of one frame.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FRAMES_PER_LATENT = 4
+"""Frames behind every latent frame but the first, which stands for one."""
+
+PIXELS_PER_LATENT = 8
+"""Rows, and columns, of pixels behind one row, and column, of latents."""
+
+SETTINGS_FILE = "codec.json"
+TENSORS_FILE = "codec.safetensors"
+
+
+class Codec(Protocol):
+    """A codec with frozen weights.
+
+    `latents_BCFYX` are float32 and normalised: about zero mean and unit variance per channel over training data.
+    `pixels_B3FYX` are float32 in [-1, 1], red, green, blue. Both keep the device of their input.
+    """
+
+    kind: str
+    """The name `load_codec` knows it by."""
+    channels: int
+    identity: str
+    """sha256 (hex) over kind and tensors: equal identities mean equal latents."""
+
+    def encode(self, pixels_B3FYX: Tensor) -> Tensor:
+        """Latents [B, C, 1 + k, Y / 8, X / 8] of 1 + 4k frames; ValueError for any other count or size."""
+        ...
+
+    def decode(self, latents_BCFYX: Tensor) -> Tensor:
+        """Pixels [B, 3, 1 + 4k, 8 Y, 8 X] of 1 + k latents, clamped to [-1, 1]."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes everything `load_codec(folder)` needs."""
+        ...
+
+
+def latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a clip given in pixels; ValueError where a codec would have to pad."""
+    if frames < 1 or (frames - 1) % FRAMES_PER_LATENT:
+        raise ValueError(f"a clip has {frames} frames; a codec takes 1 + 4k (1, 5, 9, ...): cut or extend it")
+    if min(height, width) < 1 or height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT:
+        raise ValueError(
+            f"frames are {height} x {width} pixels (height x width); a codec takes multiples of {PIXELS_PER_LATENT}: "
+            "crop or rescale them"
+        )
+    return 1 + (frames - 1) // FRAMES_PER_LATENT, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+
+
+def identity_of(kind: str, tensors: dict[str, Tensor]) -> str:
+    """sha256 (hex) over kind and every tensor's name, dtype, shape and bytes, in the order of their names."""
+    digest = hashlib.sha256(kind.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
+    """Writes a codec's kind, identity and tensors to `folder`, which is made if need be."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS_FILE)
+    settings = {"kind": kind, "identity": identity_of(kind, tensors)}
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_tensors(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """Kind and tensors that `save_tensors` wrote; ValueError naming the file if one is absent, broken or altered."""
+    settings_file, tensors_file = Path(folder) / SETTINGS_FILE, Path(folder) / TENSORS_FILE
+    try:
+        settings = json.loads(settings_file.read_text())
+        kind, recorded = settings["kind"], settings["identity"]
+        tensors = load_file(tensors_file)
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} holds no readable codec ({type(error).__name__}: {error}); expected {SETTINGS_FILE} and "
+            f"{TENSORS_FILE}: give the `codec` folder of a shard folder or a run"
+        ) from error
+    found = identity_of(kind, tensors)
+    if found != recorded:
+        raise ValueError(
+            f"{tensors_file} has identity {found}, {SETTINGS_FILE} says {recorded}: one of the two was altered; "
+            "restore the pair or encode the data again"
+        )
+    return kind, tensors
