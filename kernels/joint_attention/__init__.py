@@ -1,0 +1,42 @@
+"""Joint attention: every video and text token attends to every other one. Full, without mask.
+
+    s      = scale * q k^T                      one row of J scores for each query
+    lse    = logsumexp(s)                       natural logarithm
+    out    = exp(s - lse) v
+
+Sources: Stable Diffusion 3, arXiv 2403.03206, section 4 (joint attention over both streams); the log-sum-exp form and
+its backward: FlashAttention-2, arXiv 2307.08691, section 3.1.
+
+Backward, with P = exp(s - lse) and delta = sum_E(out * d_out) - d_lse:
+
+    d_v = P^T d_out     d_s = P * (d_out v^T - delta)     d_q = scale * d_s k     d_k = scale * d_s^T q
+
+Gradients arrive through `out` and through `lse`: ring attention joins blocks by their lse.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..backend import Backend
+from ..ranks import DEVICE_TYPES
+
+
+class JointAttention(Protocol):
+    def __call__(self, q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+        """Attention of Q queries to J tokens.
+
+        Args:
+            q_BHQE, k_BHJE, v_BHJE: one dtype (float32, bfloat16, float16; the reference also float64), any strides.
+                Q and J are any lengths from 1. Q < J when only the video tokens ask (last block) or in a ring.
+            scale: factor on q.k, 1/sqrt(E) in this model.
+
+        Returns:
+            out_BHQE in the inputs' dtype; lse_BHQ in float32 (float64 for float64 inputs).
+
+        Scores, softmax and sums are fp32. Saved for backward: q, k, v, out, lse; never the scores.
+        """
+        ...
+
+
+BACKENDS = (Backend.beside(__name__, "reference", DEVICE_TYPES),)

@@ -1,0 +1,143 @@
+"""The registry: one table of backends keyed by (operation, backend name), and the choice made from it once, at build.
+
+    kernels = choose("cuda", config.kernels.wishes())
+    out_BHQE, lse_BHQ = kernels.joint_attention(q_BHQE, k_BHJE, v_BHJE, scale=0.125)
+
+A `KernelSet` is passed to constructors; nobody looks anything up later. The table is a constant made from the operation
+packages named below, so it depends on no import order.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from . import (
+    adamw,
+    flow_loss,
+    flow_noise,
+    gated_residual,
+    gradient_norm,
+    joint_attention,
+    mlp_gelu,
+    modulated_norm,
+    qk_norm_rope,
+)
+from .backend import Backend
+from .config import AUTO
+from .ranks import OPERATIONS, RANKS, Ranks
+
+Table = Mapping[tuple[str, str], Backend]
+
+_PACKAGES = (
+    joint_attention,
+    qk_norm_rope,
+    modulated_norm,
+    gated_residual,
+    mlp_gelu,
+    flow_noise,
+    flow_loss,
+    gradient_norm,
+    adamw,
+)
+
+
+def tabulate(backends: tuple[Backend, ...]) -> Table:
+    """The read-only table of these backends, keyed by (operation, backend name)."""
+    table = {(backend.op, backend.name): backend for backend in backends}
+    assert len(table) == len(backends), "two backends of one operation share a name"
+    return MappingProxyType(table)
+
+
+TABLE: Table = tabulate(tuple(backend for package in _PACKAGES for backend in package.BACKENDS))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row of the start-up table."""
+
+    op: str
+    backend: str
+    others: tuple[tuple[str, str], ...]
+    """(backend, why it was not taken) for every other backend of this operation."""
+
+    def __str__(self) -> str:
+        why = "; ".join(f"{name}: {reason}" for name, reason in self.others)
+        return f"{self.op} -> {self.backend}" + (f" ({why})" if why else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSet:
+    """One function for each operation, chosen once. What each promises stands in its package's contract."""
+
+    joint_attention: joint_attention.JointAttention
+    qk_norm_rope: qk_norm_rope.QkNormRope
+    modulated_norm: modulated_norm.ModulatedNorm
+    gated_residual: gated_residual.GatedResidual
+    mlp_gelu: mlp_gelu.MlpGelu
+    flow_noise: flow_noise.FlowNoise
+    flow_loss: flow_loss.FlowLoss
+    gradient_norm: gradient_norm.GradientNorm
+    adamw: adamw.AdamW
+    device: str
+    """The device type the choice was made for."""
+    rows: tuple[Choice, ...]
+
+    def report(self) -> tuple[Choice, ...]:
+        """Operation -> backend -> why not the others, for the start-up table."""
+        return self.rows
+
+    def choices(self) -> dict[str, str]:
+        """Operation -> backend: goes into the resolved config and the checkpoint, and back into `choose`."""
+        return {row.op: row.backend for row in self.rows}
+
+
+def choose(
+    device: str, wish: str | Mapping[str, str] = AUTO, *, table: Table = TABLE, ranks: Ranks = RANKS
+) -> KernelSet:
+    """The kernels for one device type.
+
+    Args:
+        device: "cpu", "cuda" or "npu" (a torch device's type).
+        wish: "auto", one backend name for every operation, or operation -> backend name or "auto" (operations left
+            out are "auto"). A former run's `KernelSet.choices()` asks for exactly its kernels.
+        table, ranks: the registry's own unless a test brings others.
+
+    Raises:
+        ValueError: unknown device, operation or backend, or a backend that refuses this device or machine.
+    """
+    if device not in ranks:
+        raise ValueError(f"there are no kernels for device {device!r}; choose one of {', '.join(ranks)}")
+    wishes = dict.fromkeys(OPERATIONS, wish) if isinstance(wish, str) else dict(wish)
+    for op in wishes:
+        if op not in OPERATIONS:
+            raise ValueError(
+                f"a kernel is wished for {op!r}, which is no operation; choose from {', '.join(OPERATIONS)}"
+            )
+    functions: dict[str, Callable] = {}
+    rows = []
+    for op in OPERATIONS:
+        backend, row = _choose_one(op, device, wishes.get(op, AUTO), table, ranks)
+        functions[op] = backend.load()
+        rows.append(row)
+    return KernelSet(**functions, device=device, rows=tuple(rows))
+
+
+def _choose_one(op: str, device: str, wish: str, table: Table, ranks: Ranks) -> tuple[Backend, Choice]:
+    backends = {name: backend for (each, name), backend in table.items() if each == op}
+    refusals = {name: backend.refuses(device) for name, backend in backends.items()}
+    willing = [name for name, reason in refusals.items() if reason is None]
+    if wish == AUTO:
+        ranked = [name for name in ranks[device][op] if name in willing]
+        if not ranked:
+            reasons = "; ".join(f"{name}: {reason or 'has no rank'}" for name, reason in refusals.items())
+            raise ValueError(f"no backend of {op} can be chosen for {device}: {reasons or 'there is none'}")
+        chosen, not_chosen = ranked[0], f"ranked below {ranked[0]}"
+    else:
+        if wish not in backends:
+            raise ValueError(f"{op} has no backend {wish!r}; there is {', '.join(backends)}: choose one, or auto")
+        if refusals[wish] is not None:
+            there = f"choose {' or '.join(willing)}, or auto" if willing else "no other backend can run here either"
+            raise ValueError(f"{op} cannot use {wish} on {device}: {refusals[wish]}; {there}")
+        chosen, not_chosen = wish, f"{wish} was wished for"
+    others = tuple((name, reason or not_chosen) for name, reason in refusals.items() if name != chosen)
+    return backends[chosen], Choice(op, chosen, others)
