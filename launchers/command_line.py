@@ -1,0 +1,98 @@
+"""What every command shares: options to a `RunConfig`, and mistakes of the user to one paragraph and exit status 2.
+
+Nothing here imports torch: help and refusals answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from ..engine.config import RunConfig
+from ..engine.configuration import load, nearest
+from .recipes import RECIPES
+
+MISTAKE = 2
+"""Exit status for what the user gave; 1 is left to Python's own, for what went wrong."""
+DEBUG_VARIABLE = "CONTENTV_DEBUG"
+PACKAGE = __package__.partition(".")[0]
+
+
+def call(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a command's `main`; a ValueError that our own code raised becomes its message on stderr and status 2.
+
+    Every other exception keeps its traceback, a ValueError from inside another library included: nobody wrote that
+    one for the user. With CONTENTV_DEBUG=1 all of them do.
+    """
+    try:
+        return main(argv)
+    except ValueError as error:
+        if os.environ.get(DEBUG_VARIABLE) == "1" or not _raised_here(error.__traceback__):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+
+
+def parse_run(argv: Sequence[str], command: str) -> RunConfig:
+    """`RECIPE [--section.key value]...` as a configuration; RECIPE may be the path of a YAML file, such as config.yaml.
+
+    Help is printed and ends the process with status 0, an option tyro refuses with status 2.
+
+    Raises:
+        ValueError: no recipe, an unknown one, or an impossible value.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        if not argv:
+            raise ValueError(f"no recipe was given; write {command} RECIPE, with one of {', '.join(RECIPES)}")
+        print(run_help(command))
+        raise SystemExit(0)
+    name, *options = argv
+    default = starting_point(name)
+    # Only here: tyro costs a tenth of a second that other commands need not pay.
+    import tyro
+
+    return tyro.cli(
+        RunConfig,
+        prog=f"{command} {name}",
+        description=f"Changes single values of {name}; the defaults shown are that recipe's.",
+        default=default,
+        args=options,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def starting_point(name: str) -> RunConfig:
+    """The configuration of a recipe, or of a YAML file where `name` is a path. Raises ValueError for neither."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    if name.endswith((".yaml", ".yml")):
+        return load(name)
+    if name.startswith("-"):
+        raise ValueError(f"the recipe comes before the options, but {name} came first; recipes: {', '.join(RECIPES)}")
+    raise ValueError(
+        f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}; or give the path of a config.yaml"
+        f"{nearest(name, list(RECIPES))}"
+    )
+
+
+def run_help(command: str) -> str:
+    """Help without a recipe: what to write, and which recipes there are."""
+    recipes = "\n".join(f"  {name:<12} {_first_line(recipe.__doc__)}" for name, recipe in RECIPES.items())
+    return (
+        f"usage: {command} RECIPE [--section.key value]...\n\n"
+        f"RECIPE is a name below, or the path of a config.yaml that a run left.\n\n{recipes}\n\n"
+        f"Every value can be changed, for example --trainer.max-steps 20 --optimizer.learning-rate 3e-4;\n"
+        f"{command} RECIPE --help lists all of them with that recipe's values."
+    )
+
+
+def _first_line(docstring: str) -> str:
+    return docstring.strip().splitlines()[0]
+
+
+def _raised_here(traceback: TracebackType) -> bool:
+    """Whether the innermost frame is this package's code."""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__spec__")
+    return module is not None and module.name.partition(".")[0] == PACKAGE

@@ -1,0 +1,44 @@
+"""`contentv train RECIPE [--section.key value]...`: trains, or goes on from the run folder's last checkpoint.
+
+Exit status: 0 the run is complete; 75 it was asked to stop (SIGTERM, SIGUSR1), saved, and is not finished; 2 a mistake
+in what was given; anything else went wrong. `python -m contentv.launchers.train` is the same command, and what srun and
+torchrun -m start, once a process.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..engine.signals import StopSignals
+
+COMPLETE = 0
+SAVED_NOT_FINISHED = 75
+"""EX_TEMPFAIL of sysexits.h: try again later. Slurm jobs requeue on it."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the command line says; returns the exit status."""
+    # First of all: importing torch takes seconds, and a stop signal meanwhile would kill the rank.
+    signals = StopSignals.install()
+    from .command_line import call
+
+    try:
+        return call(lambda given: run(given, signals), argv)
+    finally:
+        signals.restore()
+
+
+def run(argv: Sequence[str], signals: StopSignals) -> int:
+    from .command_line import parse_run
+
+    config = parse_run(argv, "contentv train")
+    config.micro_batches(world=int(os.environ.get("WORLD_SIZE", "1")))
+    # After every check that needs no torch, so that a mistake is told at once.
+    from ..engine.trainer import train
+
+    outcome = train(config, signals)
+    return COMPLETE if outcome.complete else SAVED_NOT_FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
