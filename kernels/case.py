@@ -1,0 +1,76 @@
+"""Named shapes for tests and benchmarks, and the inputs drawn for them.
+
+Letters are the project's legend: B batch, F frames, Y rows, X columns (of the latent), S video tokens, T text tokens,
+J = S + T, D width, H heads, E head width, M MLP width, C latent channels, P values in a token.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of sizes. An operation reads the letters it needs."""
+
+    name: str
+    sizes: Mapping[str, int]
+    large: bool = False
+    """Too much for a CPU test: for accelerators and benchmarks."""
+
+    def __getitem__(self, letter: str) -> int:
+        return self.sizes[letter]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def shape(self, letters: str) -> tuple[int, ...]:
+        return tuple(self.sizes[letter] for letter in letters)
+
+    def but(self, name: str, *, large: bool | None = None, **sizes: int) -> "Case":
+        """This case under the name "own name, `name`", with some sizes changed."""
+        changed = MappingProxyType({**self.sizes, **sizes})
+        return replace(self, name=f"{self.name}, {name}", sizes=changed, large=self.large if large is None else large)
+
+
+def case(name: str, *, large: bool = False, **sizes: int) -> Case:
+    """A case from its independent sizes: S, J, D, M and P follow from the latent's, the text's and the heads'."""
+    sizes["S"] = sizes["F"] * (sizes["Y"] // 2) * (sizes["X"] // 2)
+    sizes["J"] = sizes["S"] + sizes["T"]
+    sizes["D"] = sizes["H"] * sizes["E"]
+    sizes["M"] = 4 * sizes["D"]
+    sizes["P"] = 4 * sizes["C"]
+    return Case(name, MappingProxyType(sizes), large)
+
+
+QUICKSTART = case("quickstart", B=8, H=4, E=64, C=16, F=5, Y=8, X=12, T=16)
+CONTENTV_CROP = case("contentv crop", B=1, H=38, E=64, C=16, F=1, Y=12, X=18, T=333)
+"""The 8B model's widths and odd text length on few video tokens."""
+CONTENTV_IMAGE = case("contentv 432x768 image", B=1, H=38, E=64, C=16, F=1, Y=54, X=96, T=333, large=True)
+CONTENTV_VIDEO = case("contentv 432x768x125", B=1, H=38, E=64, C=16, F=32, Y=54, X=96, T=333, large=True)
+ODD = case("odd", B=3, H=5, E=14, C=3, F=3, Y=2, X=10, T=7)
+"""Sizes no tile divides."""
+SINGLE = case("single", B=1, H=1, E=2, C=1, F=1, Y=2, X=2, T=1)
+"""One of everything."""
+
+MODEL_CASES = (QUICKSTART, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD, SINGLE)
+
+
+class Draw:
+    """Draws a case's inputs, the same ones for the same seed and device."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, device: str, seed: int):
+        self.case, self.dtype, self.device = case, dtype, device
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(self, letters: str, *, mean: float = 0.0, dtype: torch.dtype | None = None) -> Tensor:
+        """Normal values of deviation 1 and the shape that the letters name, in the case's dtype or another."""
+        values = torch.randn(self.case.shape(letters), generator=self._generator, device=self.device)
+        return (values + mean).to(dtype or self.dtype)
+
+    def uniform(self, letters: str) -> Tensor:
+        """Float32 values in [0, 1)."""
+        return torch.rand(self.case.shape(letters), generator=self._generator, device=self.device)

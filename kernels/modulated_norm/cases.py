@@ -1,0 +1,19 @@
+"""Shapes of the modulated norm: both streams."""
+
+import torch
+
+from ..case import CONTENTV_CROP, MODEL_CASES, QUICKSTART, Case, Draw
+
+CASES = (
+    *MODEL_CASES,
+    *(case.but("text", S=case["T"]) for case in (QUICKSTART, CONTENTV_CROP)),
+)
+
+
+def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict:
+    """Keyword arguments. Tokens have a mean and a spread for the norm to remove; shift and scale are two chunks of one
+    conditioning product."""
+    draw = Draw(case, dtype, device, seed)
+    shift_BD, scale_BD = torch.cat([draw.normal("BD"), draw.normal("BD")], dim=-1).chunk(2, dim=-1)
+    x_SBD = draw.normal("SBD", mean=0.5) * 3
+    return {"x_SBD": x_SBD, "shift_BD": shift_BD, "scale_BD": scale_BD, "epsilon": 1e-6}
