@@ -1,6 +1,6 @@
 """Makes this checkout the package `contentv` for every test, and for every process a test starts.
 
-The root folder may have any name, and the environment may hold no installation or one of another checkout: this one wins.
+The root folder may have any name, and the environment may hold no installation, or another checkout: this one wins.
 """
 
 import importlib.util

@@ -39,7 +39,8 @@ def from_plain(plain: Any, source: str = "configuration") -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    # Escapes instead of Unicode: PyYAML reads some characters it writes plainly (U+0085) as line ends.
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
 
 
 def from_yaml(text: str, source: str = "configuration") -> RunConfig:

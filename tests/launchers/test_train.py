@@ -1,0 +1,63 @@
+"""`contentv train`: exit statuses, and signals that are heard before anything heavy is imported."""
+
+import signal
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from contentv.launchers import train
+
+
+def trainer(monkeypatch, complete, seen):
+    def fake(config, signals):
+        seen.append((config.trainer.max_steps, signals.stop_requested))
+        return SimpleNamespace(complete=complete)
+
+    module = ModuleType("contentv.engine.trainer")
+    module.train = fake
+    monkeypatch.setitem(sys.modules, "contentv.engine.trainer", module)
+
+
+@pytest.mark.parametrize("complete, status", [(True, 0), (False, 75)])
+def test_the_status_says_whether_the_run_is_complete(monkeypatch, complete, status):
+    seen = []
+    trainer(monkeypatch, complete, seen)
+    before = signal.getsignal(signal.SIGTERM)
+    assert train.main(["quickstart", "--trainer.max-steps", "3"]) == status
+    assert seen == [(3, False)]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_world_the_batch_does_not_fit_is_refused_before_training(monkeypatch, capsys):
+    seen = []
+    trainer(monkeypatch, True, seen)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert train.main(["quickstart"]) == 2
+    assert "3 data-parallel ranks" in capsys.readouterr().err and not seen
+
+
+EARLY = """
+import os, runpy, signal, sys, types
+
+class Early:
+    "Sends the signal when the first module beyond the handlers is looked for."
+    sent = False
+    def find_spec(self, name, path=None, target=None):
+        if name == "contentv.launchers.command_line" and not Early.sent:
+            Early.sent = True
+            assert not {"torch", "tyro", "yaml"} & set(sys.modules)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+sys.meta_path.insert(0, Early())
+trainer = types.ModuleType("contentv.engine.trainer")
+trainer.train = lambda config, signals: types.SimpleNamespace(complete=not signals.stop_requested)
+sys.modules["contentv.engine.trainer"] = trainer
+sys.argv = ["train", "quickstart"]
+runpy.run_module("contentv.launchers.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_signal_during_start_up_is_remembered():
+    result = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 75, result.stderr

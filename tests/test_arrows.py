@@ -1,0 +1,142 @@
+"""The tree's rules: arrows down, no circle, megatron in one folder, nothing past its budget, no machine's paths."""
+
+import ast
+import re
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {"kernels": 1, "parallel": 2, "model": 3, "engine": 4, "launchers": 5}
+MEGATRON = {"megatron", "torch_npu"}
+NOT_OURS = {".git", ".venv", "data", "runs", "build", "__pycache__"}
+MACHINE_PATH = re.compile(r"/(work|root|home/[a-z]+|tmp/bash_jobs)/|[.]library\b")
+SHIPPED = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, absolute dotted name) of every import in a file, lazy ones included."""
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(path.relative_to(ROOT).parts[: -node.level]) if node.level else []
+            module = ".".join((["contentv"] + base if node.level else []) + ([node.module] if node.module else []))
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def own_file(name: str) -> Path | None:
+    """The file of ours that a dotted name stands for: a module, a package, or a name inside one."""
+    parts = name.split(".")
+    if parts[0] != "contentv":
+        return None
+    for depth in range(len(parts), 1, -1):
+        base = ROOT.joinpath(*parts[1:depth])
+        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_this_test_sees_the_tree():
+    names = {path.relative_to(ROOT).as_posix() for path in SHIPPED}
+    assert {"model/config.py", "engine/config.py", "launchers/train.py"} <= names
+    assert own_file("contentv.engine.config.RunConfig") == ROOT / "engine/config.py"
+    assert "contentv.engine.signals.StopSignals" in [name for _, name in imports(ROOT / "launchers/train.py")]
+
+
+def test_arrows_point_down():
+    wrong = []
+    for path in SHIPPED:
+        floor = FLOORS[path.relative_to(ROOT).parts[0]]
+        for line, name in imports(path):
+            target = name.split(".")[1] if name.startswith("contentv.") else None
+            if FLOORS.get(target, 0) > floor:
+                wrong.append(f"{where(path, line)} reaches up to {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_is_no_circle():
+    graph = {path: {own_file(name) for _, name in imports(path)} - {None, path} for path in SHIPPED}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(str(path.relative_to(ROOT)) for path in error.args[1]))
+
+
+def test_shipped_code_imports_itself_relatively():
+    wrong = []
+    for path in SHIPPED:
+        for node in ast.walk(tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            wrong += [
+                where(path, node.lineno) for name in names if name.split(".")[0] in ("contentv", "tests", *FLOORS)
+            ]
+    assert not wrong, wrong
+
+
+def test_only_parallel_names_megatron():
+    wrong = [
+        f"{where(path, line)} imports {name}"
+        for path in SHIPPED
+        if path.relative_to(ROOT).parts[0] != "parallel"
+        for line, name in imports(path)
+        if name.split(".")[0] in MEGATRON
+    ]
+    assert not wrong, wrong
+
+
+def test_top_level_folders_are_namespace_packages():
+    # A top-level kernels/__init__.py breaks every machine that has Hugging Face's `kernels`.
+    assert not [floor for floor in FLOORS if (ROOT / floor / "__init__.py").exists()]
+
+
+def test_files_and_functions_keep_their_budgets():
+    wrong = []
+    for path in SHIPPED:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > (700 if path.relative_to(ROOT).parts[0] == "kernels" else 400):
+            wrong.append(f"{path.relative_to(ROOT)} has {lines} lines")
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            # A device kernel is one function by nature; the budget is for host code.
+            if any("jit" in ast.unparse(decorator) for decorator in node.decorator_list):
+                continue
+            length = node.end_lineno - node.lineno + 1
+            arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            arguments = [argument for argument in arguments if argument not in ("self", "cls", "ctx")]
+            if length > 60:
+                wrong.append(f"{where(path, node.lineno)} {node.name} has {length} lines, 60 are allowed")
+            if len(arguments) > 7:
+                wrong.append(f"{where(path, node.lineno)} {node.name} has {len(arguments)} arguments, 7 are allowed")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_path_of_a_machine_is_written_down():
+    wrong = []
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        if not path.is_file() or NOT_OURS & set(parts) or parts[0].startswith(".") and parts[0] != ".ci":
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        lines = enumerate(text.splitlines(), 1)
+        wrong += [f"{where(path, n)} {line.strip()[:80]}" for n, line in lines if MACHINE_PATH.search(line)]
+    assert not wrong, "\n".join(wrong)
