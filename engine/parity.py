@@ -1,0 +1,126 @@
+"""Does this model compute what the published one computed? Velocity, loss and every gradient against a golden file.
+
+The file holds inputs, outputs and gradients of the loss mean((velocity - (noise - x0))^2), fp32: x0, noise, x_t, sigma,
+encoder_hidden_states, pooled_projections, velocity, loss, grad_norm.NAME for every parameter and grad.NAME for some.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..model.config import Position
+from ..model.cost import parameter_shapes
+from ..model.mmdit import MMDiT
+from ..model.weights import published_tensors
+
+OUTPUT_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+INPUTS = ("x0", "noise", "x_t", "sigma", "encoder_hidden_states", "pooled_projections")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor of the golden file and how far ours is from it."""
+
+    name: str
+    error: float
+    """Norm of the difference over norm of the reference; a zero reference gives 0 only for an exact zero, else inf."""
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN
+
+
+def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """In fp64. NaN on either side gives NaN or inf, which no tolerance admits."""
+    found, reference = found.double(), reference.double()
+    scale = reference.norm().item()
+    difference = (found - reference).norm().item()
+    if scale == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / scale
+
+
+def compare(folder: str | Path, golden_file: str | Path, position: Position | None = None) -> list[Comparison]:
+    """All comparisons, in the golden file's own names. ValueError if either side is not what it should be."""
+    golden_file = Path(golden_file)
+    golden = _read_golden(golden_file)
+    model = MMDiT.from_pretrained(folder, position)
+    _check_golden(golden_file, golden, model)
+
+    loss = _loss(model, golden)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    rows = [Comparison("velocity", relative_error(model_velocity(model, golden), golden["velocity"]), OUTPUT_TOLERANCE)]
+    rows.append(Comparison("loss", relative_error(loss.detach().reshape(1), golden["loss"]), OUTPUT_TOLERANCE))
+    for name, gradient in published_tensors(model.config, gradients.__getitem__):
+        key = f"grad_norm.{name}"
+        rows.append(Comparison(key, relative_error(gradient.norm().reshape(1), golden[key]), GRADIENT_TOLERANCE))
+        if f"grad.{name}" in golden:
+            error = relative_error(gradient, golden[f"grad.{name}"])
+            rows.append(Comparison(f"grad.{name}", error, GRADIENT_TOLERANCE))
+    return rows
+
+
+@torch.no_grad()
+def model_velocity(model: MMDiT, golden: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[B, C, F, Y, X] of the golden inputs."""
+    text, pooled = golden["encoder_hidden_states"], golden["pooled_projections"]
+    return model.velocity(golden["x_t"], golden["sigma"], text, pooled)
+
+
+def _loss(model: MMDiT, golden: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The mean over the batch of the training loss, by the very operation that training uses."""
+    text, pooled = golden["encoder_hidden_states"], golden["pooled_projections"]
+    velocity_SBP = model(golden["x_t"], golden["sigma"], text, pooled)
+    weight_B = torch.ones_like(golden["sigma"])
+    return model.kernels.flow_loss(velocity_SBP, golden["x0"], golden["noise"], weight_B).mean()
+
+
+def _read_golden(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected golden values as safetensors") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def _check_golden(path: Path, golden: dict[str, torch.Tensor], model: MMDiT) -> None:
+    shapes = parameter_shapes(model.config)
+    required = [*INPUTS, "velocity", "loss", *(f"grad_norm.{name}" for name in shapes)]
+    for key in required:
+        if key not in golden:
+            raise ValueError(
+                f"{path}: tensor {key} is missing; every parameter needs its grad_norm, and inputs are {INPUTS}"
+            )
+    for key, axes in (("velocity", "[B, C, F, Y, X]"), ("encoder_hidden_states", "[B, T, W]")):
+        if golden[key].dim() != axes.count(",") + 1:
+            raise ValueError(f"{path}: tensor {key} has shape {list(golden[key].shape)}; expected {axes}")
+    for key, value in golden.items():
+        kind, _, name = key.partition(".")
+        if kind in ("grad", "grad_norm") and name not in shapes:
+            raise ValueError(f"{path}: {key} names no parameter of the model; expected one of its {len(shapes)} names")
+        expected = _expected_shape(key, golden, model, shapes)
+        if expected is not None and tuple(value.shape) != expected:
+            raise ValueError(f"{path}: tensor {key} has shape {list(value.shape)}; expected {list(expected)}")
+        if not value.is_floating_point():
+            raise ValueError(f"{path}: tensor {key} is {value.dtype}; expected a floating-point type")
+
+
+def _expected_shape(key, golden, model, shapes) -> tuple[int, ...] | None:
+    """None for a tensor that may have any shape: those of a single value, and those nothing reads."""
+    batch, _, frames, rows, columns = golden["velocity"].shape
+    latents = (batch, model.config.channels, frames, rows, columns)
+    if key.startswith("grad."):
+        return shapes[key.removeprefix("grad.")]
+    fixed = {
+        "sigma": (batch,),
+        "encoder_hidden_states": (batch, golden["encoder_hidden_states"].shape[1], model.config.text_width),
+        "pooled_projections": (batch, model.config.pooled_width),
+    }
+    return fixed.get(key, latents if key in ("x0", "noise", "x_t", "velocity") else None)

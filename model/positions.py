@@ -1,0 +1,71 @@
+"""Where a token is: the two position modes over the patch grid of F frames, Y rows and X columns.
+
+sincos3d is added to the patch embedding (the published ContentV; formula as diffusers' get_3d_sincos_pos_embed with
+spatial scale 0.5 and temporal scale 1); rope3d rotates video queries and keys (Su et al., arXiv 2104.09864, on three
+axes as CogVideoX). Tokens run in the order (f, y, x). Axis tables are made in fp64 and are tiny; only their
+spread over the grid is large, and that is fp32.
+"""
+
+import torch
+
+from .config import ROPE_THETA
+
+SPATIAL_SCALE = 0.5
+"""Published: rows and columns are divided by it, so that they count half patches."""
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""(cos_SR, sin_SR), fp32, R = E/2 pairs: pair (i, i + R) of a head turns by angle i."""
+
+Grid = tuple[int, int, int]
+
+
+def sincos3d(grid: Grid, width: int, device: torch.device) -> torch.Tensor:
+    """[S, D] fp32: a quarter of the width for the frame, three eighths for the column, three eighths for the row."""
+    frames, rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid)
+    spatial = 3 * width // 8
+    return _spread(
+        grid,
+        frame=_sincos(frames, width // 4),
+        row=_sincos(rows / SPATIAL_SCALE, spatial),
+        column=_sincos(columns / SPATIAL_SCALE, spatial),
+        # The published table writes the column before the row.
+        order=("frame", "column", "row"),
+    ).to(device)
+
+
+def rope3d(grid: Grid, head_width: int, device: torch.device) -> Rotation:
+    """Rotation of the pairs [frame | row | column], 1/4, 3/8 and 3/8 of them, integer positions, theta 10000."""
+    frames, rows, columns = (torch.arange(size, dtype=torch.float32) for size in grid)
+    spatial = 3 * head_width // 8
+    angles = _spread(
+        grid,
+        frame=_angles(frames, head_width // 4),
+        row=_angles(rows, spatial),
+        column=_angles(columns, spatial),
+        order=("frame", "row", "column"),
+    ).to(device)
+    return angles.cos(), angles.sin()
+
+
+def _sincos(positions: torch.Tensor, width: int) -> torch.Tensor:
+    """[positions, width]: sines of all frequencies, then cosines."""
+    frequencies = 1.0 / 10_000 ** (torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    angles = torch.outer(positions, frequencies)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+def _angles(positions: torch.Tensor, width: int) -> torch.Tensor:
+    """[positions, width / 2] fp32, in fp32 throughout as CogVideoX has it."""
+    frequencies = 1.0 / ROPE_THETA ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return torch.outer(positions, frequencies)
+
+
+def _spread(grid: Grid, *, frame, row, column, order: tuple[str, str, str]) -> torch.Tensor:
+    """Axis tables to one row a token: [F, a], [Y, b], [X, c] -> [F Y X, a + b + c]."""
+    frames, rows, columns = grid
+    spread = {
+        "frame": frame[:, None, None].expand(-1, rows, columns, -1),
+        "row": row[None, :, None].expand(frames, -1, columns, -1),
+        "column": column[None, None, :].expand(frames, rows, -1, -1),
+    }
+    return torch.cat([spread[axis] for axis in order], dim=-1).flatten(0, 2)

@@ -1,0 +1,166 @@
+"""Folders in the published layout: config.json and safetensors under the names of diffusers' SD3 transformer.
+
+Reading refuses, before any weight is used, what is not exactly the model that config.json describes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import PATCH, ModelConfig, Position
+from .cost import parameter_shapes
+from .weights import published_tensors
+
+CLASS_NAMES = ("SD3Transformer3DModel", "SD3Transformer2DModel")
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+FIXED = {"patch_size": PATCH, "dual_attention_layers": [], "qk_norm": "rms_norm"}
+"""Keys of config.json that the ContentV transformer has only one value for."""
+
+SIZES = {
+    "num_layers": "layers",
+    "num_attention_heads": "heads",
+    "attention_head_dim": "head_width",
+    "joint_attention_dim": "text_width",
+    "pooled_projection_dim": "pooled_width",
+    "in_channels": "channels",
+}
+"""Keys of config.json and the fields of ModelConfig they set."""
+
+
+@dataclass(frozen=True)
+class PublishedFolder:
+    """A checked folder: the model it holds and its tensors, read one at a time."""
+
+    config: ModelConfig
+    tensor: Callable[[str], torch.Tensor]
+
+
+def open_folder(folder: str | Path, position: Position | None = None) -> PublishedFolder:
+    """Checks config.json and the header of the weights against each other. ValueError says file, key, found, expected.
+
+    `folder` holds config.json itself or in a subfolder `transformer`, as a pipeline folder does.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).exists() and (folder / "transformer" / CONFIG_FILE).exists():
+        folder = folder / "transformer"
+    config = read_config(folder / CONFIG_FILE, position)
+    return PublishedFolder(config, _open_weights(folder / WEIGHTS_FILE, parameter_shapes(config)))
+
+
+def read_config(path: Path, position: Position | None = None) -> ModelConfig:
+    """The ModelConfig that a published config.json describes."""
+    values = _read_json(path)
+    if values.get("_class_name") not in CLASS_NAMES:
+        raise ValueError(f"{path}: _class_name is {values.get('_class_name')!r}; expected {' or '.join(CLASS_NAMES)}")
+    for key, expected in FIXED.items():
+        if values.get(key, expected) != expected:
+            raise ValueError(f"{path}: {key} is {values[key]!r}; expected {expected!r}: this is not a ContentV model")
+    sizes = {field: _positive(path, values, key) for key, field in SIZES.items()}
+    width = sizes["heads"] * sizes["head_width"]
+    for key, expected in (("caption_projection_dim", width), ("out_channels", sizes["channels"])):
+        if values.get(key, expected) not in (expected, None):
+            raise ValueError(f"{path}: {key} is {values[key]!r}; expected {expected}")
+    try:
+        return ModelConfig(**sizes, position=_position(path, values.get("position"), position))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save(model: torch.nn.Module, config: ModelConfig, folder: str | Path) -> None:
+    """Writes the whole model (a world of one) in the published layout, config.json last."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = dict(model.named_parameters())
+    write_tensors(folder, dict(published_tensors(config, lambda name: parameters[name].detach().cpu())), config)
+
+
+def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    """Weights, then config.json: a folder with a config is a folder that is complete."""
+    partial = folder / f".{WEIGHTS_FILE}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.rename(folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(published_config(config), indent=2) + "\n")
+
+
+def published_config(config: ModelConfig) -> dict:
+    """config.json's content; `position` is ours, the 2D table's size is what the published class wants to be given."""
+    return {
+        "_class_name": CLASS_NAMES[0],
+        **{key: getattr(config, field) for key, field in SIZES.items()},
+        "out_channels": config.channels,
+        "caption_projection_dim": config.width,
+        "sample_size": 128,
+        "pos_embed_max_size": 192,
+        "position": config.position,
+        **FIXED,
+    }
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of a safetensors file. ValueError if it is missing, truncated or no such file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected safetensors") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def _open_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
+    found = read_header(path)
+    for name, shape in expected.items():
+        if name not in found:
+            raise ValueError(f"{path}: tensor {name} is missing; expected shape {list(shape)}")
+        if found[name] != shape:
+            raise ValueError(f"{path}: tensor {name} has shape {list(found[name])}; expected {list(shape)}")
+    if surplus := sorted(found.keys() - expected.keys()):
+        raise ValueError(
+            f"{path}: tensor {surplus[0]} has no place in the model that config.json describes"
+            + (f" (nor have {len(surplus) - 1} others)" if len(surplus) > 1 else "")
+        )
+    file = safe_open(path, framework="pt")
+
+    def tensor(name: str) -> torch.Tensor:
+        value = file.get_tensor(name)
+        if not value.is_floating_point():
+            raise ValueError(f"{path}: tensor {name} is {value.dtype}; expected a floating-point type")
+        return value
+
+    return tensor
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected a published transformer's {CONFIG_FILE}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def _positive(path: Path, values: dict, key: str) -> int:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{path}: {key} is {value!r}; expected a whole number of at least 1")
+    return value
+
+
+def _position(path: Path, written: str | None, argument: Position | None) -> Position:
+    allowed = ("sincos3d", "rope3d")
+    for origin, value in ((f"{path}: position", written), ("the position asked for", argument)):
+        if value not in (*allowed, None):
+            raise ValueError(f"{origin} is {value!r}; expected {' or '.join(allowed)}")
+    if written and argument and written != argument:
+        raise ValueError(f"{path}: position is {written}, but {argument} was asked for: leave it out or correct it")
+    return written or argument or "sincos3d"

@@ -1,0 +1,87 @@
+"""Checkpoints by megatron-core's dist_checkpointing: written in one layout of ranks, read in any other.
+
+Weights, masters, moments and average are stored whole and canonical, under the names of the parameters in memory.
+Atomic: a checkpoint's folder has its name only once everything in it is on disk.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .megatron import ShardedTensor, StrictHandling, dist_checkpointing
+from .mesh import Mesh
+from .optimizer import Optimizer
+from .training import DataParallel
+
+TENSORS = "tensors"
+"""Subfolder of a checkpoint that megatron writes."""
+
+
+def save(folder: Path, model: DataParallel, optimizer: Optimizer, describe: Callable[[Path], None]) -> None:
+    """Writes `folder`; every rank calls it. `describe(partial)` adds the checkpoint's own small files, on rank 0."""
+    mesh = model.mesh
+    partial = folder.with_name(f".{folder.name}.partial")
+    if mesh.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / TENSORS).mkdir(parents=True)
+    mesh.barrier()
+    content = _content(model, optimizer, is_loading=False)
+    dist_checkpointing.save(content, str(partial / TENSORS))
+    mesh.barrier()
+    if mesh.rank == 0:
+        describe(partial)
+        _publish(partial, folder)
+    mesh.barrier()
+
+
+def load(folder: Path, model: DataParallel, optimizer: Optimizer) -> None:
+    """Sets weights, masters, moments and average from a checkpoint of any layout."""
+    content = _content(model, optimizer, is_loading=True)
+    loaded = dist_checkpointing.load(content, str(folder / TENSORS), strict=StrictHandling.RAISE_ALL)
+    model.module.load_state_dict(loaded["model"])
+    optimizer.sharded.load_state_dict(loaded["optimizer"])
+
+
+def load_weights(folder: Path, module: torch.nn.Module, *, averaged: bool) -> None:
+    """Sets the weights alone, from the average or the weights of a checkpoint, without an optimizer."""
+    wanted = module.sharded_state_dict(metadata=_metadata(module.mesh))
+    wanted = {name: entry for name, entry in wanted.items() if isinstance(entry, ShardedTensor)}
+    prefix = "optimizer.state.ema." if averaged else ""
+    for entry in wanted.values():
+        entry.key = prefix + entry.key
+        if averaged:
+            # The average is stored in fp32 whatever the weights' precision is.
+            entry.data, entry.dtype = torch.empty_like(entry.data, dtype=torch.float32), torch.float32
+    loaded = dist_checkpointing.load(wanted, str(folder / TENSORS))
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(loaded[name])
+
+
+def _content(model: DataParallel, optimizer: Optimizer, *, is_loading: bool) -> dict:
+    metadata = _metadata(model.mesh)
+    weights = model.module.sharded_state_dict(metadata=metadata)
+    states = optimizer.sharded.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
+    return {"model": weights, "optimizer": states}
+
+
+def _metadata(mesh: Mesh) -> dict:
+    # The one format of megatron's that any layout can read back.
+    return {"distrib_optim_sharding_type": "fully_reshardable", "dp_cp_group": mesh.data_and_context}
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Everything to disk, then the name; a crash in between leaves the old state and a folder that the next run drops."""
+    for path in [*partial.rglob("*"), partial]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,67 @@
+"""The door to megatron-core: every name of it that the engine uses, in one list.
+
+All other files of parallel/ import megatron's names from here, so that the accelerator is always prepared first and a
+newer megatron is one file to read. Everything above parallel/ sees none of it.
+"""
+
+import logging
+import warnings
+
+from . import accelerator
+
+accelerator.prepare(accelerator.present())
+
+with warnings.catch_warnings():
+    # Without transformer-engine and apex megatron says at import that it uses torch's own kernels; ours replace them.
+    warnings.simplefilter("ignore")
+    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+    from megatron.core.dist_checkpointing.validation import StrictHandling
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.enums import ModelType
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        set_tensor_model_parallel_attributes,
+    )
+    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+    from megatron.core.transformer.module import MegatronModule
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+# Notes of megatron and torch.distributed to their own developers (renamed collectives, absent apex): nothing a user of
+# this engine can act on. Errors and warnings from everywhere else pass.
+for source in ("megatron", "torch.distributed"):
+    warnings.filterwarnings("ignore", module=source)
+# dist_checkpointing announces deprecations of its own callers at every save; they are not the user's to act on.
+logging.getLogger("megatron.core").setLevel(logging.ERROR)
+
+__all__ = [
+    "ColumnParallelLinear",
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "DistributedOptimizer",
+    "MegatronModule",
+    "MegatronOptimizerConfig",
+    "ModelParallelConfig",
+    "ModelType",
+    "RowParallelLinear",
+    "ShardedObject",
+    "ShardedTensor",
+    "StrictHandling",
+    "TransformerConfig",
+    "copy_to_tensor_model_parallel_region",
+    "dist_checkpointing",
+    "finalize_model_grads",
+    "get_forward_backward_func",
+    "parallel_state",
+    "set_tensor_model_parallel_attributes",
+    "tensor_parallel",
+]

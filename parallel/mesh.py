@@ -1,0 +1,134 @@
+"""The mesh of ranks: megatron-core's process groups, built once and handed out as one frozen value.
+
+Nobody else reads megatron's globals. A world of one is a mesh like any other, over an in-memory store.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as distributed
+
+from . import accelerator
+from .config import ParallelConfig
+from .megatron import parallel_state
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Groups of ranks, one an axis. Sizes multiply to the world: tensor x context x data x pipeline."""
+
+    device: torch.device
+    tensor: distributed.ProcessGroup
+    """Ranks that share one layer's matrices."""
+    context: distributed.ProcessGroup
+    """Ranks that share one sample's tokens."""
+    pipeline: distributed.ProcessGroup
+    """Ranks that hold successive blocks."""
+    data: distributed.ProcessGroup
+    """Ranks that hold the same weights and read different samples."""
+    data_and_context: distributed.ProcessGroup
+    """Ranks whose gradients add up, and over which optimizer states are sharded."""
+    model: distributed.ProcessGroup
+    """Ranks that together hold one copy of the model: tensor x pipeline."""
+    config: ParallelConfig
+
+    @property
+    def rank(self) -> int:
+        return distributed.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return distributed.get_world_size()
+
+    @property
+    def data_rank(self) -> int:
+        return self.data.rank()
+
+    @property
+    def data_size(self) -> int:
+        return self.data.size()
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Element by element maximum over all ranks, in place: what one rank flags, all ranks see."""
+        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+        return values
+
+    def mean_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over the data-parallel ranks, in place."""
+        distributed.all_reduce(values, group=self.data)
+        return values.div_(self.data_size)
+
+    def barrier(self) -> None:
+        distributed.barrier()
+
+
+def build_mesh(config: ParallelConfig) -> Mesh:
+    """Joins the world that torchrun or srun announces in the environment, or makes a world of one, and cuts it.
+
+    Raises ValueError when the world's size is no multiple of tensor x pipeline x context, or when the environment
+    announces a world only in part.
+    """
+    device = _join_world()
+    world_size = distributed.get_world_size()
+    config.data_size(world_size)  # refuses a world that does not hold whole copies of the model
+    wanted = (config.tensor, config.pipeline, config.context)
+    if parallel_state.is_initialized() and _cut() != wanted:
+        parallel_state.destroy_model_parallel()
+    if not parallel_state.is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor,
+            pipeline_model_parallel_size=config.pipeline,
+            context_parallel_size=config.context,
+            create_gloo_process_groups=False,
+        )
+    return Mesh(
+        device=device,
+        tensor=parallel_state.get_tensor_model_parallel_group(),
+        context=parallel_state.get_context_parallel_group(),
+        pipeline=parallel_state.get_pipeline_model_parallel_group(),
+        data=parallel_state.get_data_parallel_group(),
+        data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        model=parallel_state.get_model_parallel_group(),
+        config=config,
+    )
+
+
+def leave_world() -> None:
+    """Takes the mesh and its process groups down; the last call of a rank."""
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _cut() -> tuple[int, int, int]:
+    return (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_context_parallel_world_size(),
+    )
+
+
+def _join_world() -> torch.device:
+    device_type = accelerator.present()
+    device = torch.device(device_type)
+    if device_type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if distributed.is_initialized():
+        return device
+    announced = [name for name in RENDEZVOUS if name in os.environ]
+    if announced and len(announced) < len(RENDEZVOUS):
+        missing = sorted(set(RENDEZVOUS) - set(announced))
+        raise ValueError(
+            f"the environment sets {', '.join(announced)} but not {', '.join(missing)}: start ranks with torchrun or "
+            "srun, which set all four, or unset them for a world of one"
+        )
+    world = {"init_method": "env://"} if announced else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
+    distributed.init_process_group(BACKENDS[device_type], timeout=timedelta(minutes=10), **world)
+    return device

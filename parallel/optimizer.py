@@ -1,0 +1,190 @@
+"""megatron-core's distributed optimizer around the engine's AdamW and its average of the weights (EMA).
+
+Every data-parallel rank owns a contiguous piece of the fp32 masters, of both moments and of the average, updates it in
+one pass of the `adamw` operation, and megatron gathers the new weights. The average is a sharded state of our own: the
+distributed optimizer's saved keys are fixed, and anything else in the inner optimizer's state is silently not saved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+
+from ..kernels.adamw import AdamWUpdate
+from ..kernels.registry import KernelSet
+from .megatron import DistributedOptimizer, MegatronOptimizerConfig
+from .training import DataParallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWSettings:
+    """Constants of AdamW; the learning rate comes with every step."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    decay_biases_and_gains: bool
+    clip: float
+    """Largest global gradient norm; 0: no clipping."""
+    ema_decay: float
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW on the fp32 pieces a rank owns. A torch AdamW by type, since the distributed optimizer insists on one."""
+
+    def __init__(self, groups: list[dict], settings: AdamWSettings, kernels: KernelSet):
+        super().__init__(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+        self.settings = settings
+        self.kernels = kernels
+        self.clip_factor: torch.Tensor | None = None
+        self.averages: dict[torch.Tensor, torch.Tensor] = {}
+
+    def prepare_state(self) -> None:
+        """Zero moments, and averages that start as the weights themselves."""
+        for group in self.param_groups:
+            for master in group["params"]:
+                if not self.state[master]:
+                    self.state[master]["step"] = torch.tensor(0.0)
+                    self.state[master]["exp_avg"] = torch.zeros_like(master)
+                    self.state[master]["exp_avg_sq"] = torch.zeros_like(master)
+                    self.averages[master] = master.detach().clone()
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:
+        assert closure is None and self.clip_factor is not None
+        for group in self.param_groups:
+            for master in group["params"]:
+                state = self.state[master]
+                # A new tensor, never in place: megatron's load hands one step tensor to all states.
+                state["step"] = state["step"] + 1
+                update = AdamWUpdate(
+                    lr=group["lr"], beta1=self.settings.beta1, beta2=self.settings.beta2,
+                    epsilon=self.settings.epsilon, weight_decay=group["weight_decay"], step=int(state["step"]),
+                    clip_factor=self.clip_factor, ema_decay=self.settings.ema_decay,
+                )  # fmt: skip
+                moments = state["exp_avg"], state["exp_avg_sq"]
+                self.kernels.adamw(master, master.grad, *moments, self.averages[master], None, update)
+
+
+class ShardedOptimizer(DistributedOptimizer):
+    """megatron's distributed optimizer; its reshardable checkpoint carries the average as one more key."""
+
+    def get_parameter_state_dp_zero(self, use_gloo_comm=True, empty_data=False, return_on_all_ranks=False):
+        state = super().get_parameter_state_dp_zero(use_gloo_comm, empty_data, return_on_all_ranks)
+        assert state is not None, "every rank writes its share: the gather-on-rank-0 format is not used"
+        for index, ranges in enumerate(self.gbuf_ranges):
+            for dtype, buckets in ranges.items():
+                state[index][dtype]["ema"] = self.gathered_average(self.buffers[index], buckets, empty_data)
+        return state
+
+    def gathered_average(self, buffer, buckets: list[dict], empty: bool = False) -> torch.Tensor:
+        """The average of a whole gradient buffer, padding between its buckets left out, fp32 on the host."""
+        if empty:
+            return torch.zeros(buffer.numel_unpadded)
+        pieces = []
+        for bucket, ranges in zip(buffer.buckets, buckets, strict=True):
+            size = bucket.grad_data.numel() // self.data_parallel_group.size()
+            mine = torch.zeros(size, device=bucket.grad_data.device)
+            for parameter, where in ranges["param_map"].items():
+                local = where["gbuf_local"]
+                mine[local.start : local.end] = self.average_piece(parameter)
+            whole = torch.empty(bucket.grad_data.numel(), device=mine.device)
+            distributed.all_gather_into_tensor(whole, mine, group=self.data_parallel_group)
+            pieces.append(whole[: bucket.numel_unpadded].cpu())
+        return torch.cat(pieces)
+
+    def _set_main_param_and_optimizer_states(self, model_param, tensors):
+        # megatron's own looks for "step" among the tensors, which torch's AdamW keeps beside the moments.
+        master = self._master(model_param)
+        master.copy_(tensors["param"])
+        for key in ("exp_avg", "exp_avg_sq"):
+            self.optimizer.state[master][key].copy_(tensors[key])
+        self.average_piece(model_param).copy_(tensors["ema"])
+
+    def average_piece(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        return self.optimizer.averages[self._master(parameter)]
+
+    def _master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        group, order = self.model_param_group_index_map[parameter]
+        return self.optimizer.param_groups[group]["params"][order]
+
+
+class Optimizer:
+    """One update of the weights: global norm, agreement of all ranks that it is finite, clipped AdamW, average."""
+
+    def __init__(self, model: DataParallel, settings: AdamWSettings, kernels: KernelSet):
+        self.model = model
+        self.settings = settings
+        self.kernels = kernels
+        inner = MasterAdamW(_groups(model, settings), settings, kernels)
+        wrapped = model.wrapped
+        bf16 = wrapped.config.bf16
+        self.sharded = ShardedOptimizer(
+            inner,
+            MegatronOptimizerConfig(
+                optimizer="adam", use_distributed_optimizer=True, bf16=bf16, params_dtype=wrapped.config.params_dtype
+            ),
+            None,
+            lambda optimizer, _config=None: optimizer.prepare_state(),
+            model_chunks=[wrapped],
+            per_model_buffers={0: wrapped.buffers},
+            data_parallel_group=model.mesh.data_and_context,
+            data_parallel_group_gloo=None,
+            data_parallel_group_idx=model.mesh.model.rank(),
+            distributed_optimizer_instance_id=0,
+        )
+        self.sharded.grad_stats_parallel_group = distributed.group.WORLD
+        self.sharded.tp_group = model.mesh.tensor
+        inner.prepare_state()
+
+    @torch.no_grad()
+    def gradient_norm(self) -> torch.Tensor:
+        """Global norm of the reduced gradients, before clipping, 0-D fp32 on the device. Call once a step."""
+        self.sharded.prepare_grads()
+        squared = self.kernels.gradient_norm(self.sharded.get_main_grads_for_grad_norm())
+        distributed.all_reduce(squared)
+        return squared.sqrt()
+
+    @torch.no_grad()
+    def update(self, learning_rate: float, grad_norm: torch.Tensor) -> None:
+        """Clips by `grad_norm`, updates masters, moments and average, and gathers the new weights."""
+        for group in self.sharded.param_groups:
+            group["lr"] = learning_rate
+        one = torch.ones_like(grad_norm)
+        self.sharded.optimizer.clip_factor = torch.minimum(one, self._clip_factor(grad_norm))
+        self.sharded.step_with_ready_grads()
+
+    def _clip_factor(self, grad_norm: torch.Tensor) -> torch.Tensor:
+        if self.settings.clip == 0:
+            return torch.ones_like(grad_norm)
+        # The 1e-6 is that of torch.nn.utils.clip_grad_norm_ and of megatron.
+        return self.settings.clip / (grad_norm + 1e-6)
+
+    @torch.no_grad()
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> averaged tensor of its shape, gathered from all ranks, on the host."""
+        averages = {}
+        sharded = self.sharded
+        for index, ranges in enumerate(sharded.gbuf_ranges):
+            (buckets,) = ranges.values()
+            buffer = sharded.buffers[index]
+            whole = sharded.gathered_average(buffer, buckets)
+            for parameter, (start, end, _) in buffer.param_index_map.items():
+                averages[parameter] = whole[start:end].view(parameter.shape)
+        return {name: averages[parameter] for name, parameter in self.model.module.named_parameters()}
+
+
+def _groups(model: DataParallel, settings: AdamWSettings) -> list[dict]:
+    """The decayed parameters and the others; megatron tells groups apart by these keys when it loads."""
+    marks = {"lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False}
+    decayed, spared = [], []
+    for parameter in model.module.parameters():
+        is_spared = parameter.dim() == 1 and not settings.decay_biases_and_gains
+        (spared if is_spared else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay, "wd_mult": 1.0, **marks},
+        {"params": spared, "weight_decay": 0.0, "wd_mult": 0.0, **marks},
+    ]
+    return [group for group in groups if group["params"]]
