@@ -10,7 +10,7 @@ from tqdm import tqdm
 class Progress:
     """Progress of one long piece of work, counted in `unit`s from `done` to `total`."""
 
-    def __init__(self, title: str, *, total: int, done: int = 0, unit: str = "", stream: TextIO | None = None):
+    def __init__(self, title: str, *, total: int, done: int = 0, unit: str, stream: TextIO | None = None):
         self._title = title
         self._total = total
         self._unit = unit
