@@ -76,6 +76,8 @@ class TextEntry:
 class Manifest:
     """What manifest.json says."""
 
+    source: str
+    """sha256 over what was encoded and how: equal sources need no second encoding."""
     codec_kind: str
     codec_identity: str
     codec_folder: str

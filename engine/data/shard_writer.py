@@ -74,7 +74,7 @@ class ShardWriter:
         if len(self._open[key].samples) == self.samples_per_shard:
             self._finish(key)
 
-    def close(self, codec: Codec, text: TextEncoder) -> Manifest:
+    def close(self, codec: Codec, text: TextEncoder, source: str = "") -> Manifest:
         """Finishes the shards, saves codec and empty caption beside them, and publishes the manifest."""
         for key in list(self._open):
             self._finish(key)
@@ -83,6 +83,7 @@ class ShardWriter:
         empty = self.folder / EMPTY_CAPTION_FILE
         save_file({"tokens": tokens_BTD[0].contiguous(), "pooled": pooled_BD[0].contiguous()}, empty)
         manifest = Manifest(
+            source=source,
             codec_kind=codec.kind,
             codec_identity=codec.identity,
             codec_folder=CODEC_FOLDER,

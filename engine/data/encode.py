@@ -1,0 +1,111 @@
+"""Clips to latent shards: windows -> codec fitted on the training ones -> latents and text features -> shards."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...model.codecs import pca
+from ...model.codecs.codec import Codec
+from ...model.text.text import TextEncoder
+from .clips import ClipManifest
+from .manifest import MANIFEST_FILE, Manifest, read_manifest
+from .shard_writer import Sample, ShardWriter
+from .shards import ShardDataset
+from .windows import SPLITS, Window, count_windows, read_windows
+
+ENCODING = "1"
+"""Raised whenever the same clips, codec kind and text encoder would give other shards, so that old ones are redone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSettings:
+    """How clips become shards."""
+
+    codec: str = pca.PCACodec.kind
+    text: str = "minilm"
+    samples_per_shard: int = 32
+
+
+def source_of(clips: ClipManifest, settings: EncodingSettings) -> str:
+    """sha256 (hex) over everything that decides the shards but the code: recorded in them to know them again."""
+    content = json.dumps([ENCODING, asdict(clips), asdict(settings)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def is_encoded(folder: Path, source: str) -> bool:
+    """Whether `folder` holds complete, undamaged shards of this source."""
+    if not (Path(folder) / MANIFEST_FILE).is_file():
+        return False
+    try:
+        manifest = read_manifest(folder)
+        if manifest.source != source:
+            return False
+        for split in manifest.counts():
+            ShardDataset(folder, split).verify()
+    except ValueError:
+        return False
+    return True
+
+
+def encode_clips(
+    clips: ClipManifest, clip_folder: Path, folder: Path, text: TextEncoder, settings: EncodingSettings
+) -> Manifest:
+    """Encodes every window of every clip and writes the shards of all splits to `folder`.
+
+    Decodes the clips twice (to fit, to encode) rather than keep their windows: one clip's small frames are in memory.
+    """
+    if settings.codec != pca.PCACodec.kind:
+        raise ValueError(f"codec is {settings.codec!r}; known is {pca.PCACodec.kind!r}")
+    codec = pca.fit(
+        window.pixels_3FYX for window in _progress(clips, clip_folder, "fitting codec") if window.split == SPLITS[0]
+    )
+    captions = list(clips.captions())
+    tokens_BTD, pooled_BD = text.encode(captions)
+    writer = ShardWriter(folder, samples_per_shard=settings.samples_per_shard)
+    for window in _progress(clips, clip_folder, "encoding"):
+        row = captions.index(window.caption)
+        writer.add(window.split, clips.bucket, _sample(window, codec, tokens_BTD[row], pooled_BD[row]))
+    return writer.close(codec, text, source_of(clips, settings))
+
+
+def codec_psnr(codec: Codec, pixels_3FYX: Tensor) -> float:
+    """Peak signal-to-noise ratio of decode(encode(pixels)) over one window, in dB.
+
+    10 log10(1 / mean squared error) over all frames, pixels and colours, both sides scaled to [0, 1] and the decoded
+    one clamped to it; an error below 1e-10 counts as 1e-10. `codec_psnr_db` is the mean of this over training windows.
+    """
+    decoded_B3FYX = codec.decode(codec.encode(pixels_3FYX[None]))
+    error = ((decoded_B3FYX[0] - pixels_3FYX) / 2).double().square().mean()
+    return float(-10 * torch.log10(error.clamp_min(1e-10)))
+
+
+def mean_codec_psnr(folder: Path, split: str = "train") -> float:
+    """`codec_psnr_db` of a shard folder, from what encoding recorded beside each sample."""
+    dataset = ShardDataset(folder, split)
+    values = [dataset.facts(sample)["codec_psnr_db"] for ids in dataset.samples().values() for sample in ids]
+    return sum(values) / len(values)
+
+
+def _sample(window: Window, codec: Codec, tokens_TD: Tensor, pooled_D: Tensor) -> Sample:
+    pixels_3FYX = window.pixels_3FYX
+    return Sample(
+        sample=window.sample,
+        latents_CFYX=codec.encode(pixels_3FYX[None])[0],
+        tokens_TD=tokens_TD,
+        pooled_D=pooled_D,
+        facts={
+            "caption": window.caption,
+            "clip": window.clip,
+            "first_frame": window.first_frame,
+            "codec_psnr_db": codec_psnr(codec, pixels_3FYX),
+        },
+    )
+
+
+def _progress(clips: ClipManifest, clip_folder: Path, purpose: str):
+    return tqdm(read_windows(clips, clip_folder), total=count_windows(clips), desc=purpose, unit="window")
