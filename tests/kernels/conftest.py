@@ -1,0 +1,72 @@
+"""How a kernel is judged: against its oracle in float64, relative to the error of plain low precision."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+import pytest
+import torch
+from contentv.kernels.device import detect
+from contentv.kernels.registry import TABLE
+from torch import Tensor
+
+FLOOR = 4 * 2.0**-23
+"""4 ULP of fp32 relative to the largest value: what a different order of summation may cost when the baseline is
+exact by luck."""
+
+
+def run(function: Callable, arguments: dict, differentiable: tuple[str, ...], dtype: torch.dtype | None) -> dict:
+    """Outputs by position and gradients by argument name, all in float64, for fixed random cotangents."""
+
+    def prepare(name, value):
+        if isinstance(value, tuple):
+            return tuple(prepare("", each) for each in value)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        value = value.detach() if dtype is None else value.detach().to(dtype)
+        return value.requires_grad_() if name in differentiable else value
+
+    arguments = {name: prepare(name, value) for name, value in arguments.items()}
+    outputs = function(**arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    results = {f"output {index}": output for index, output in enumerate(outputs)}
+    if differentiable:
+        generator = torch.Generator().manual_seed(1)
+        cotangents = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
+        gradients = torch.autograd.grad(outputs, [arguments[name] for name in differentiable], cotangents)
+        results |= {f"gradient of {name}": each for name, each in zip(differentiable, gradients, strict=True)}
+    return {name: each.detach().double() for name, each in results.items()}
+
+
+def distances(result: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Relative error in the L2 norm and in the largest value; a zero truth demands an exact zero."""
+    error = result - truth
+    if not error.any():
+        return 0.0, 0.0
+    return (error.norm() / truth.norm()).item(), (error.abs().max() / truth.abs().max()).item()
+
+
+@pytest.fixture
+def agree():
+    """agree(op, case, dtype, oracle, differentiable): every backend that this machine can run, forward and gradients.
+
+    The oracle is plain differentiable torch in the dtype of its inputs. It runs in float64 for the truth and in
+    `dtype` for the error that is allowed: err(backend) <= 2 err(oracle in dtype) + FLOOR.
+    """
+
+    def check(op: str, case, dtype: torch.dtype, oracle: Callable, differentiable: tuple[str, ...] = ()) -> None:
+        device = detect()
+        inputs = import_module(f"contentv.kernels.{op}.cases").inputs(case, dtype=dtype, device=device)
+        truth = run(oracle, inputs, differentiable, torch.float64)
+        plain = run(oracle, inputs, differentiable, dtype)
+        for (each, name), backend in TABLE.items():
+            if each != op or backend.refuses(device):
+                continue
+            got = run(backend.load(), inputs, differentiable, None)
+            assert got.keys() == truth.keys()
+            for part, result in got.items():
+                assert result.shape == truth[part].shape, f"{name}, {part}"
+                allowed = distances(plain[part], truth[part])
+                for norm, error, bound in zip(("L2", "largest"), distances(result, truth[part]), allowed, strict=True):
+                    assert error <= 2 * bound + FLOOR, f"{name}, {part}: {norm} error {error:.2e}, plain {bound:.2e}"
+
+    return check
