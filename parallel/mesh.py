@@ -58,10 +58,14 @@ class Mesh:
         distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
         return values
 
+    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the data-parallel ranks, in place."""
+        distributed.all_reduce(values, group=self.data)
+        return values
+
     def mean_over_data(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the data-parallel ranks, in place."""
-        distributed.all_reduce(values, group=self.data)
-        return values.div_(self.data_size)
+        return self.sum_over_data(values).div_(self.data_size)
 
     def barrier(self) -> None:
         distributed.barrier()

@@ -140,6 +140,13 @@ class Optimizer:
         inner.prepare_state()
 
     @torch.no_grad()
+    def start_from_model(self) -> None:
+        """Takes masters and average from the model's weights, after these were set by hand."""
+        self.sharded.reload_model_params()
+        for master, average in self.sharded.optimizer.averages.items():
+            average.copy_(master)
+
+    @torch.no_grad()
     def gradient_norm(self) -> torch.Tensor:
         """Global norm of the reduced gradients, before clipping, 0-D fp32 on the device. Call once a step."""
         self.sharded.prepare_grads()

@@ -1,0 +1,35 @@
+"""From shards on the disk to clips on the device."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..model.flow import Caption, Clips
+from .data.sampler import Sampler, local
+from .data.shards import Batch, ShardDataset
+
+
+class StepLoader:
+    """The microbatches of a step, for one data-parallel rank: a pure function of the global sample index."""
+
+    def __init__(self, dataset: ShardDataset, sampler: Sampler, *, data_rank: int, data_size: int, micro_batch: int):
+        self.dataset, self.sampler = dataset, sampler
+        self.data_rank, self.data_size, self.micro_batch = data_rank, data_size, micro_batch
+
+    def global_ids(self, sample_index: int) -> list[int]:
+        """Ids of the whole global batch that begins at `sample_index`; all of one bucket, on every rank."""
+        return self.sampler.batch(sample_index)[1]
+
+    def microbatches(self, sample_index: int, device: torch.device) -> Iterator[Clips]:
+        """This rank's part of that batch, in pieces."""
+        ids = local(self.global_ids(sample_index), self.data_rank, self.data_size)
+        for start in range(0, len(ids), self.micro_batch):
+            yield to_device(self.dataset.read(ids[start : start + self.micro_batch]), device)
+
+
+def to_device(batch: Batch, device: torch.device) -> Clips:
+    return Clips(
+        latents_BCFYX=batch.latents_BCFYX.to(device, non_blocking=True),
+        caption=Caption(batch.tokens_BTD.to(device, non_blocking=True), batch.pooled_BD.to(device, non_blocking=True)),
+        sample_B=batch.sample_B.to(device, non_blocking=True),
+    )

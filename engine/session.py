@@ -1,0 +1,164 @@
+"""Everything a run trains with, put together from its configuration: mesh, kernels, data, model, optimizer."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..kernels.config import KernelConfig
+from ..kernels.registry import KernelSet, choose
+from ..model.flow import Caption, FlowMatching
+from ..model.mmdit import MMDiT, build
+from ..model.weights import initialise
+from ..parallel import checkpoint
+from ..parallel.mesh import Mesh, build_mesh
+from ..parallel.optimizer import AdamWSettings, Optimizer
+from ..parallel.training import DataParallel, Shape
+from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, write_facts
+from .config import OptimizerConfig, RunConfig
+from .data.sampler import Sampler
+from .data.shards import ShardDataset
+from .loading import StepLoader
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A run that is ready to take its next step."""
+
+    config: RunConfig
+    """Resolved: the kernels are named."""
+    mesh: Mesh
+    kernels: KernelSet
+    dataset: ShardDataset
+    loader: StepLoader
+    flow: FlowMatching
+    model: DataParallel
+    optimizer: Optimizer
+    checkpoints: CheckpointFolder
+    first_step: int
+    """Updates already made, by the checkpoint it goes on from."""
+
+    def save(self, step: int) -> Path:
+        """Writes the checkpoint of `step` (all ranks together) and lets the oldest go."""
+        facts = CheckpointFacts(
+            step=step,
+            sample_index=step * self.config.trainer.global_batch,
+            kernels=self.kernels.choices(),
+            codec_identity=self.dataset.codec_identity,
+            text=self.dataset.manifest.text,
+            clip_size=max(self.dataset.buckets),
+        )
+        describe = partial(write_facts, facts=facts, config=self.config, codec_folder=self.dataset.codec_folder)
+        checkpoint.save(self.checkpoints.path(step), self.model, self.optimizer, describe)
+        if self.mesh.rank == 0:
+            self.checkpoints.prune(self.config.trainer.keep_checkpoints)
+        return self.checkpoints.path(step)
+
+
+def open_session(config: RunConfig) -> Session:
+    """Builds everything; loads the last checkpoint where the run has one and may resume.
+
+    Raises ValueError before any work for a layout, data, kernels or checkpoint that do not fit the configuration.
+    """
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    mesh = build_mesh(config.parallel)
+    config.micro_batches(mesh.world_size)
+    dataset = ShardDataset(config.data.folder)
+    check_text_widths(config, dataset)
+    checkpoints = CheckpointFolder(config.run.folder)
+    last, facts = _resumable(config, dataset, checkpoints)
+    kernels = choose(mesh.device.type, facts.kernels if facts else config.kernels.wishes())
+    config = replace(config, kernels=KernelConfig(wish=tuple(f"{op}={name}" for op, name in kernels.choices().items())))
+
+    model, optimizer = build_training(config, mesh, kernels)
+    if last:
+        checkpoint.load(last, model, optimizer)
+    else:
+        initialise_weights(model, optimizer, config)
+    return Session(
+        config=config,
+        mesh=mesh,
+        kernels=kernels,
+        dataset=dataset,
+        loader=_loader(config, dataset, mesh),
+        flow=FlowMatching(config.flow, kernels, config.trainer.seed, _empty_caption(dataset, mesh)),
+        model=model,
+        optimizer=optimizer,
+        checkpoints=checkpoints,
+        first_step=facts.step if facts else 0,
+    )
+
+
+def build_training(config: RunConfig, mesh: Mesh, kernels: KernelSet) -> tuple[DataParallel, Optimizer]:
+    """Model in its gradient buffers and optimizer around it, weights unset."""
+    shape = Shape(layers=config.model.layers, width=config.model.width, heads=config.model.heads)
+    dtype = DTYPES[config.trainer.precision]
+    module = build(config.model, mesh, kernels, dtype=dtype, recomputed=config.trainer.recompute)
+    model = DataParallel(module, mesh, shape, dtype)
+    return model, Optimizer(model, adamw_settings(config.optimizer), kernels)
+
+
+def initialise_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig) -> None:
+    initialise(model.module, config.model, config.trainer.seed)
+    optimizer.start_from_model()
+
+
+def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
+    return AdamWSettings(
+        beta1=config.beta1,
+        beta2=config.beta2,
+        epsilon=config.epsilon,
+        weight_decay=config.weight_decay,
+        decay_biases_and_gains=config.decay_biases_and_gains,
+        clip=config.clip,
+        ema_decay=config.ema_decay,
+    )
+
+
+def check_text_widths(config: RunConfig, dataset: ShardDataset) -> None:
+    text = dataset.manifest.text
+    for name, wanted, found in (
+        ("text_width", config.model.text_width, text.width),
+        ("pooled_width", config.model.pooled_width, text.pooled_width),
+    ):
+        if wanted != found:
+            raise ValueError(
+                f"model.{name} is {wanted}, but the captions in {dataset.folder} were encoded {found} wide (by "
+                f"{text.kind}): set --model.{name.replace('_', '-')} {found}, or encode with another text encoder"
+            )
+
+
+def _resumable(
+    config: RunConfig, dataset: ShardDataset, checkpoints: CheckpointFolder
+) -> tuple[Path | None, CheckpointFacts | None]:
+    last = checkpoints.latest()
+    if last is None:
+        return None, None
+    if not config.run.resume:
+        raise ValueError(
+            f"{checkpoints.folder} holds checkpoints up to {last.name}, and run.resume is False: choose another "
+            "run.folder, or leave run.resume out to go on from there"
+        )
+    facts = read_facts(last)
+    check_resume(last, facts, config, dataset.codec_identity, dataset.manifest.text)
+    return last, facts
+
+
+def _loader(config: RunConfig, dataset: ShardDataset, mesh: Mesh) -> StepLoader:
+    sampler = Sampler(dataset.samples(), batch=config.trainer.global_batch, seed=config.trainer.seed)
+    return StepLoader(
+        dataset,
+        sampler,
+        data_rank=mesh.data_rank,
+        data_size=mesh.data_size,
+        micro_batch=config.trainer.micro_batch,
+    )
+
+
+def _empty_caption(dataset: ShardDataset, mesh: Mesh) -> Caption:
+    tokens_TW, pooled_W = dataset.empty_caption()
+    return Caption(tokens_TW.to(mesh.device), pooled_W.to(mesh.device))

@@ -1,0 +1,182 @@
+"""The training loop.
+
+sample ids -> latents and captions -> noised -> velocity -> loss -> gradients -> update and average -> metrics line
+"""
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ..kernels.device import peak_memory_mib
+from ..model.embeddings import token_grid
+from ..parallel.mesh import leave_world
+from . import configuration
+from .config import OptimizerConfig, RunConfig
+from .data.shards import ShardDataset
+from .metrics import MetricsWriter, TrainingStep
+from .probe import probe_loss
+from .session import Session, open_session
+from .signals import StopSignals
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient was NaN or infinite: the update was skipped and the last good checkpoint stands."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    step: int
+    """Updates made, over all resumes."""
+    complete: bool
+    """False: it was asked to stop, and saved."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave; tensors are 0-D on the device, the same on all ranks."""
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    learning_rate: float
+    tokens: int
+    stop: bool
+    """Some rank was asked to stop."""
+
+
+def train(config: RunConfig, signals: StopSignals) -> Outcome:
+    """Trains until `trainer.max_steps`, or until any rank is asked to stop; resumes by default.
+
+    Raises:
+        ValueError: the configuration fits neither the data, the machine nor the run folder's checkpoint.
+        NonFiniteError: a step's loss or gradient is not finite, on all ranks alike.
+    """
+    session = open_session(config)
+    trainer, writes = session.config.trainer, session.mesh.rank == 0
+    if writes:
+        configuration.save(session.config, config.run.folder)
+        announce(session)
+    metrics = MetricsWriter(
+        config.run.folder,
+        log_every=trainer.log_every,
+        resume_step=session.first_step,
+        max_steps=trainer.max_steps,
+        enabled=writes,
+    )
+    step, stop, saved = session.first_step, False, session.first_step
+    try:
+        while step < trainer.max_steps and not stop:
+            started = time.monotonic()
+            result = take_step(session, step + 1, signals)
+            step, stop = step + 1, result.stop
+            metrics.training(_line(session, step, result, time.monotonic() - started))
+            if trainer.validate_every and step % trainer.validate_every == 0:
+                metrics.validation(step, validate(session))
+            if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
+                metrics.flush()
+                saved = _save(session, step)
+    finally:
+        metrics.close()
+    assert saved == step, "the loop ended between checkpoints"
+    session.mesh.barrier()
+    leave_world()
+    return Outcome(step, complete=step >= trainer.max_steps)
+
+
+def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
+    """Update number `step`, counted from 1. Raises NonFiniteError on every rank alike, the weights left as they were."""
+    trainer = session.config.trainer
+    sample_index = (step - 1) * trainer.global_batch
+    losses: list[torch.Tensor] = []
+    tokens: list[int] = []
+
+    def loss_of(clips, model) -> torch.Tensor:
+        losses_B = session.flow.losses(model, clips, step)
+        losses.append(losses_B.detach())
+        tokens.append(math.prod(token_grid(clips.latents_BCFYX)) + clips.caption.tokens_BTW.shape[1])
+        return losses_B.mean()
+
+    batches = session.loader.microbatches(sample_index, session.mesh.device)
+    count = session.config.micro_batches(session.mesh.world_size)
+    loss = session.model.forward_backward(loss_of, batches, count)
+    loss = session.mesh.mean_over_data(loss)
+    grad_norm = session.optimizer.gradient_norm()
+
+    # One flag each, the largest over all ranks: nobody updates or stops alone.
+    broken = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
+    flags = torch.stack([broken, torch.full_like(broken, signals.stop_requested)]).float()
+    is_broken, stop = session.mesh.largest(flags).bool().tolist()
+    if is_broken:
+        raise NonFiniteError(_what_broke(session, step, torch.cat(losses), float(loss), float(grad_norm)))
+    learning_rate = learning_rate_at(step, session.config.optimizer, trainer.max_steps)
+    session.optimizer.update(learning_rate, grad_norm)
+    return StepResult(loss, grad_norm, learning_rate, tokens[0] * trainer.global_batch, stop)
+
+
+def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
+    """Of update `step`, counted from 1: a linear rise over the warm-up, then constant or half a cosine to 0."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def validate(session: Session) -> torch.Tensor:
+    """The probe loss of the held-out samples, with the weights as they are."""
+    dataset = ShardDataset(session.config.data.folder, "held_out")
+    ids = sorted(sample for samples in dataset.samples().values() for sample in samples)
+    if session.config.data.held_out_samples:
+        ids = ids[: session.config.data.held_out_samples]
+    batch = session.config.trainer.micro_batch
+    return probe_loss(session.model.module, dataset, ids, session.mesh, session.kernels, batch=batch)
+
+
+def announce(session: Session) -> None:
+    """What is about to run, on stderr: where, from which step, with which kernels."""
+    say = partial(print, file=sys.stderr)
+    mesh, run = session.mesh, session.config.run.folder
+    start = f"resumes after step {session.first_step}" if session.first_step else "starts"
+    say(f"{run} {start}: {session.config.recipe} on {mesh.world_size} x {mesh.device.type}")
+    for row in session.kernels.report():
+        say(f"  {row}")
+
+
+def _save(session: Session, step: int) -> int:
+    if step != session.first_step:
+        session.save(step)
+    return step
+
+
+def _line(session: Session, step: int, result: StepResult, seconds: float) -> TrainingStep:
+    return TrainingStep(
+        step=step,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        lr=result.learning_rate,
+        tokens=result.tokens,
+        seconds=seconds,
+        memory_mib=peak_memory_mib(session.mesh.device),
+    )
+
+
+def _what_broke(session: Session, step: int, losses_B: torch.Tensor, loss: float, grad_norm: float) -> str:
+    """The message every rank raises: which step, which samples, what now. Only on the way out, so it may gather."""
+    ids = session.loader.global_ids((step - 1) * session.config.trainer.global_batch)
+    mesh, share = session.mesh, len(ids) // session.mesh.data_size
+    broken = torch.zeros(len(ids), device=mesh.device)
+    broken[mesh.data_rank * share : (mesh.data_rank + 1) * share] = (~torch.isfinite(losses_B)).float()
+    flagged = [sample for sample, flag in zip(ids, mesh.largest(broken).tolist(), strict=True) if flag]
+    which = f"sample ids {flagged}" if flagged else f"no single sample's loss; the batch was sample ids {ids}"
+    last = session.checkpoints.latest()
+    return (
+        f"step {step} is not finite (loss {loss}, gradient norm {grad_norm}): {which}. The update was skipped; the last "
+        f"good checkpoint is {last or 'none: no step was saved yet'}. Look at those samples, or lower "
+        "optimizer.learning_rate, and start again: it resumes there"
+    )
