@@ -87,3 +87,18 @@ def test_low_precision_in_low_precision_out():
             outputs = getattr(kernels, op)(**cases.inputs(small, dtype=dtype))
             first = outputs[0] if isinstance(outputs, tuple) else outputs
             assert first.dtype == dtype, op
+
+
+@pytest.mark.parametrize(
+    "op", ["joint_attention", "qk_norm_rope", "modulated_norm", "gated_residual", "mlp_gelu", "flow_loss"]
+)
+def test_references_compute_in_fp32_and_round_once(op):
+    """On bf16 input a reference gives the bits of its fp32 result, rounded."""
+    cases = import_module(f"contentv.kernels.{op}.cases")
+    small = next(case for case in cases.CASES if case.name.startswith("odd"))
+    low = cases.inputs(small, dtype=torch.bfloat16)
+    exact = {name: each.float() if isinstance(each, torch.Tensor) else each for name, each in low.items()}
+    reference = TABLE[op, "reference"].load()
+    got, expected = reference(**low), reference(**exact)
+    pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
+    assert all(torch.equal(each, wanted.to(each.dtype)) for each, wanted in pairs)
