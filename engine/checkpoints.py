@@ -19,6 +19,10 @@ from .data.manifest import TextEntry
 FOLDER = "checkpoints"
 FACTS_FILE = "checkpoint.json"
 CODEC_FOLDER = "codec"
+UNDISTURBED = "undisturbed"
+"""Subfolder of a run: metrics and last checkpoint of a process that was then killed."""
+RESUMED = "resumed"
+"""Subfolder of a run: the checkpoint of that same step, by the process that resumed before it."""
 FORMAT = "contentv-checkpoint-1"
 
 

@@ -30,6 +30,8 @@ def run(argv: Sequence[str]) -> int:
     clips, settings = read_clip_manifest(manifest_file), EncodingSettings()
     fetched = fetch(clips, folder / "clips")
     tell(f"clips: {folder / 'clips'} ({'fetched from ' + ', '.join(fetched) if fetched else 'reused'})")
+    if options.clips_only:
+        return 0
     shards = folder / "shards"
     reused = is_encoded(shards, source_of(clips, settings))
     if not reused:
@@ -49,6 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="contentv data", description=__doc__.split(": ", 1)[1])
     parser.add_argument("recipe", help="the recipe whose clips are wanted, for example quickstart")
     parser.add_argument("--folder", help="where clips/ and shards/ go; default: data/RECIPE")
+    parser.add_argument("--clips-only", action="store_true", help="fetch the clips, encode nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")
     return parser.parse_args(argv)
 

@@ -1,0 +1,132 @@
+"""A run's figures, recomputed from its checkpoint, its data and the evidence of its resume."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..kernels.registry import choose
+from ..parallel.checkpoint import plain_tensors
+from ..parallel.config import ParallelConfig
+from ..parallel.mesh import build_mesh
+from .checkpoints import RESUMED, UNDISTURBED, CheckpointFolder
+from .data.encode import mean_codec_psnr
+from .data.shards import ShardDataset
+from .metrics import METRICS_FILE, read_metrics
+from .probe import probe_loss
+from .sampling import (
+    Checkpoint,
+    WeightsKind,
+    find_checkpoint,
+    load_model,
+    open_run,
+    sample_latents,
+    untrained_model,
+)
+
+LEAST_STEPS = 50
+"""Steps the two must have in common before they may be called equal."""
+
+ProgressFactory = Callable[[str, int], Callable[[int], None]]
+"""(title, total) -> function taking how many are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The figures of summary.json that a checkpoint can give, and the samples they rest on."""
+
+    probe_ratio: float
+    """Probe loss over its value at step 0, training windows."""
+    held_out_ratio: float
+    """The same on held-out windows."""
+    captions: int
+    captions_matched: int
+    """Captions whose sample lies nearest (L2 of latents) to a training window of that very caption."""
+    resume_bit_equal: bool | None
+    """None: the run holds no evidence, since it was never stopped and resumed by `contentv quickstart`."""
+    codec_psnr_db: float
+    samples: dict[str, torch.Tensor]
+    """Caption -> pixels_3FYX."""
+
+    def figures(self) -> dict[str, float | int | bool | None]:
+        return {name: value for name, value in vars(self).items() if name != "samples"}
+
+
+def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactory) -> Evaluation:
+    """Everything, from the last checkpoint of a run. ValueError if there is none, or its data is gone."""
+    run_folder = Path(run_folder)
+    found = find_checkpoint(run_folder)
+    if found is None:
+        raise ValueError(f"{run_folder} holds no checkpoint; train first, for example: contentv train quickstart")
+    train, held_out = (ShardDataset(found.config.data.folder, split) for split in ("train", "held_out"))
+    trained, untrained = _probe(found, kind, train, held_out, progress)
+    studio = open_run(found, kind)
+
+    windows = train.read(_ids(train))
+    captions = sorted(set(windows.captions))
+    latents = sample_latents(
+        studio, captions, found.config.sample, progress=progress("sampling", found.config.sample.steps)
+    )
+    distances = torch.cdist(latents.flatten(1).cpu(), windows.latents_BCFYX.flatten(1))
+    nearest = [windows.captions[window] for window in distances.argmin(dim=1).tolist()]
+    return Evaluation(
+        probe_ratio=trained[0] / untrained[0],
+        held_out_ratio=trained[1] / untrained[1],
+        captions=len(captions),
+        captions_matched=sum(near == caption for near, caption in zip(nearest, captions, strict=True)),
+        resume_bit_equal=resume_is_bit_equal(run_folder),
+        codec_psnr_db=mean_codec_psnr(train.folder),
+        samples=dict(zip(captions, studio.codec.decode(latents).cpu(), strict=True)),
+    )
+
+
+def resume_is_bit_equal(run_folder: Path) -> bool | None:
+    """Whether the resumed process repeated the undisturbed one's metrics and tensors bit for bit.
+
+    Compares every step both have after the checkpoint that was resumed from, at least LEAST_STEPS of them, and every
+    tensor of both checkpoints at the last of those steps: weights, masters, moments, average.
+    """
+    undisturbed = run_folder / UNDISTURBED
+    if not undisturbed.is_dir():
+        return None
+    (before,) = CheckpointFolder(undisturbed).steps()
+    resumed = CheckpointFolder(run_folder / RESUMED)
+    if before not in resumed.steps():
+        return False
+    ours = _losses(run_folder)
+    theirs = _losses(undisturbed)
+    compared = [step for step in theirs if step in ours and step > before - LEAST_STEPS]
+    if len(compared) < LEAST_STEPS or any(ours[step] != theirs[step] for step in compared):
+        return False
+    one, other = plain_tensors(CheckpointFolder(undisturbed).path(before)), plain_tensors(resumed.path(before))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _losses(folder: Path) -> dict[int, tuple[float, float, float]]:
+    lines = read_metrics(folder / METRICS_FILE)
+    return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines if "loss" in line}
+
+
+def _probe(found: Checkpoint, kind: WeightsKind, train: ShardDataset, held_out: ShardDataset, progress):
+    """Probe losses (training windows, held-out windows) of the trained and of the untrained model."""
+    mesh = build_mesh(ParallelConfig())
+    kernels = choose(mesh.device.type, found.facts.kernels)
+    batch = found.config.trainer.micro_batch
+    results = []
+    for title, model in (
+        ("probing the trained model", load_model(found, mesh, kernels, kind)),
+        ("probing the untrained model", untrained_model(found.config, mesh, kernels)),
+    ):
+        losses = []
+        for dataset in (train, held_out):
+            ids = _ids(dataset)
+            show = progress(f"{title}, {dataset.split}", math.ceil(len(ids) / batch))
+            losses.append(float(probe_loss(model, dataset, ids, mesh, kernels, batch=batch, progress=show)))
+        results.append(losses)
+    return results
+
+
+def _ids(dataset: ShardDataset) -> list[int]:
+    return sorted(sample for samples in dataset.samples().values() for sample in samples)

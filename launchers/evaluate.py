@@ -1,0 +1,78 @@
+"""`contentv evaluate RUN [--json]`: recomputes a run's figures from its last checkpoint and its data.
+
+seconds and peak_rss_mib can only be measured while a run is made: they are repeated from its summary.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SUMMARY_FILE = "summary.json"
+MEASURED = ("seconds", "peak_rss_mib")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    from .command_line import call
+
+    return call(run, argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    folder = Path(options.run)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give a run, for example runs/quickstart")
+    # Only now: torch takes seconds, and a mistake should be told at once.
+    from ..engine.evaluation import evaluate
+    from ..engine.progress import Progress
+
+    def progress(title: str, total: int):
+        return Progress(title, total=total).advance_to
+
+    evaluation = evaluate(folder, options.weights, progress)
+    figures = evaluation.figures() | recorded(folder)
+    if options.pictures:
+        draw(folder, evaluation.samples)
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        print("\n".join(f"{name:<18} {value}" for name, value in figures.items()))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="contentv evaluate", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or last weights")
+    parser.add_argument(
+        "--pictures", action="store_true", help="write samples/*.mp4, contact_sheet.png and loss.png too"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")
+    return parser.parse_args(argv)
+
+
+def recorded(folder: Path) -> dict[str, float | None]:
+    path = folder / SUMMARY_FILE
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: values.get(name) for name in MEASURED}
+
+
+def draw(folder: Path, samples) -> None:
+    from ..engine import configuration
+    from ..engine.data.clips import read_clip_manifest
+    from ..engine.data.windows import source_windows
+    from ..engine.pictures import write_loss_curve, write_samples, write_sheet
+    from .data import CLIP_MANIFESTS
+
+    config = configuration.load(folder / configuration.CONFIG_FILE)
+    write_samples(folder, samples, config.sample.fps)
+    write_loss_curve(folder)
+    clips = read_clip_manifest(CLIP_MANIFESTS / f"{config.recipe}.json")
+    write_sheet(folder, source_windows(clips, Path(config.data.folder).parent / "clips"), samples)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

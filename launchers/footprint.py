@@ -1,0 +1,69 @@
+"""Starting the stages of a longer piece of work, and what they take: memory of all processes alive at once."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+
+import psutil
+
+INTERVAL = 0.5
+"""Seconds between two looks at the memory."""
+
+
+class Footprint:
+    """Runs stages one after another; `peak_rss_mib` is the largest sum of resident memory seen while one ran.
+
+    A page that processes share counts once for each of them, so the sum errs on the high side.
+    """
+
+    def __init__(self):
+        self.peak_rss_mib = 0.0
+
+    def run(self, command: Sequence[str], watch: Callable[[subprocess.Popen], None] | None = None, **options) -> str:
+        """Runs a stage to its end; returns its stdout where `stdout=PIPE` is among the options.
+
+        `watch(process)` is called at every look and may kill the stage. The stage has a process group of its own, which
+        is killed whole if this process is interrupted. Raises CalledProcessError for a status that is not 0, unless
+        `watch` killed it.
+        """
+        with subprocess.Popen(command, start_new_session=True, text=True, **options) as process:
+            done = threading.Event()
+            looking = threading.Thread(target=self._look, args=(process, watch, done))
+            looking.start()
+            try:
+                output, _ = process.communicate()
+            except BaseException:
+                kill(process)
+                raise
+            finally:
+                done.set()
+                looking.join()
+        if process.returncode not in (0, -signal.SIGKILL if watch else 0):
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return output
+
+    def _look(self, process, watch, done: threading.Event) -> None:
+        while not done.wait(INTERVAL):
+            self.peak_rss_mib = max(self.peak_rss_mib, tree_rss_mib(os.getpid()))
+            if watch:
+                watch(process)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to a stage and everything it started, as a failing machine would."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def tree_rss_mib(root: int) -> float:
+    """Resident memory of a process and all its descendants, in MiB."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(root)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+    return total / 2**20

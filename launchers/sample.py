@@ -1,0 +1,113 @@
+"""`contentv sample RUN_OR_FOLDER --prompt TEXT --out FILE.mp4`: one video from a run or from published weights.
+
+A run brings its codec, text encoder and clip size; a folder of published weights needs --codec and --text.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    from .command_line import call
+
+    return call(run, argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    check(options)
+    # Only now: torch takes seconds, and a mistake should be told at once.
+    from ..engine.progress import Progress
+    from ..engine.sampling import find_checkpoint, open_published, open_run, sample_latents
+    from ..engine.video import write_mp4
+
+    found = find_checkpoint(options.source)
+    if found is not None:
+        refuse_published_options(options)
+        studio, config = open_run(found, options.weights or "ema"), found.config.sample
+    else:
+        studio, config = open_published(*published(options)), default_sampling()
+    given = {name: getattr(options, name) for name in ("steps", "guidance", "seed", "fps")}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    bar = Progress("sampling", total=config.steps, unit="step")
+    latents = sample_latents(studio, [options.prompt], config, options.negative_prompt, bar.advance_to)
+    bar.close()
+    write_mp4(options.out, studio.codec.decode(latents)[0], config.fps)
+    frames, height, width = studio.clip_size
+    print(f"{options.out}: {frames} frames of {height} x {width}", file=sys.stderr)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="contentv sample", description=__doc__.split(": ", 1)[1])
+    parser.add_argument(
+        "source", metavar="RUN_OR_FOLDER", help="a run folder, one of its checkpoints, or published weights"
+    )
+    parser.add_argument("--prompt", required=True, help="what the video shows")
+    parser.add_argument("--out", required=True, help="the file to write, ending in .mp4")
+    parser.add_argument("--negative-prompt", default="", help="what guidance leads away from; default: no caption")
+    parser.add_argument("--steps", type=int, help="Euler steps; default: the run's")
+    parser.add_argument("--guidance", type=float, help="guidance scale; default: the run's")
+    parser.add_argument("--seed", type=int, help="of the initial noise; default: the run's")
+    parser.add_argument("--fps", type=float, help="frames a second of the file; default: the run's")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="a run's averaged (default) or last weights")
+    apart = parser.add_argument_group("published weights only")
+    apart.add_argument("--codec", help="folder of a codec, for example data/quickstart/shards/codec")
+    apart.add_argument("--text", choices=("minilm",), help="text encoder")
+    apart.add_argument("--position", choices=("sincos3d", "rope3d"), help="where the folder's config.json names none")
+    apart.add_argument("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"), help="default: 125 432 768")
+    return parser.parse_args(argv)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuses what no sampling could use, before anything is loaded."""
+    if not Path(options.source).is_dir():
+        raise ValueError(f"{options.source} is no folder; give a run, one of its checkpoints, or published weights")
+    out = Path(options.out)
+    if out.suffix != ".mp4":
+        raise ValueError(f"--out is {options.out}; the file must end in .mp4")
+    if out.is_dir():
+        raise ValueError(f"--out is {options.out}, which is a folder; name a file in it")
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"--steps is {options.steps}; it must be at least 1")
+
+
+def refuse_published_options(options: argparse.Namespace) -> None:
+    for name in ("codec", "text", "position", "size"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is for published weights; {options.source} is a run and brings its own")
+
+
+def published(options: argparse.Namespace):
+    """Arguments of `open_published`."""
+    from ..engine.sampling import PublishedOptions
+    from ..model.config import FlowConfig
+
+    folder = Path(options.source)
+    if not any((folder / place).is_file() for place in ("config.json", "transformer/config.json")):
+        raise ValueError(
+            f"{folder} holds neither checkpoints nor a config.json; give a run, one of its checkpoints, or published weights"
+        )
+    if options.weights is not None:
+        raise ValueError(f"--weights chooses between a run's weights; {folder} holds published ones, of one kind")
+    size = {} if options.size is None else {"clip_size": tuple(options.size)}
+    return (
+        folder,
+        PublishedOptions(codec=options.codec, text=options.text, position=options.position, **size),
+        FlowConfig(),
+    )
+
+
+def default_sampling():
+    """ContentV's own: 50 Euler steps, guidance 6, 24 frames a second."""
+    from .recipes import contentv_8b
+
+    return contentv_8b().sample
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
