@@ -30,7 +30,7 @@ def probe_loss(
     batch: int,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> torch.Tensor:
-    """0-D fp64 mean over `sample_ids` x LEVELS, each data-parallel rank taking its share. Captions are never dropped."""
+    """0-D fp64 mean over `sample_ids` x LEVELS, each data-parallel rank taking its share. No caption is dropped."""
     total = torch.zeros(2, dtype=torch.float64, device=mesh.device)
     for done, ids in enumerate(same_bucket_batches(dataset, sample_ids, batch)):
         if done % mesh.data_size == mesh.data_rank:

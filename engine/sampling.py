@@ -1,7 +1,7 @@
 """From a trained run, or a folder of published weights, and a prompt to a video.
 
-A run brings its codec, its text encoder's identity and its clip size with every checkpoint; published weights bring none
-of them, so they must be named.
+A run brings its codec, its text encoder's identity and its clip size with every checkpoint; published weights bring
+none of them, so they must be named.
 """
 
 from collections.abc import Callable, Sequence

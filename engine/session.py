@@ -9,7 +9,7 @@ import torch
 from ..kernels.config import KernelConfig
 from ..kernels.registry import KernelSet, choose
 from ..model.flow import Caption, FlowMatching
-from ..model.mmdit import MMDiT, build
+from ..model.mmdit import build
 from ..model.weights import initialise
 from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh

@@ -89,7 +89,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
 
 
 def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
-    """Update number `step`, counted from 1. Raises NonFiniteError on every rank alike, the weights left as they were."""
+    """Update number `step`, counted from 1. Raises NonFiniteError on all ranks alike, the weights left as they were."""
     trainer = session.config.trainer
     sample_index = (step - 1) * trainer.global_batch
     losses: list[torch.Tensor] = []
@@ -176,7 +176,7 @@ def _what_broke(session: Session, step: int, losses_B: torch.Tensor, loss: float
     which = f"sample ids {flagged}" if flagged else f"no single sample's loss; the batch was sample ids {ids}"
     last = session.checkpoints.latest()
     return (
-        f"step {step} is not finite (loss {loss}, gradient norm {grad_norm}): {which}. The update was skipped; the last "
-        f"good checkpoint is {last or 'none: no step was saved yet'}. Look at those samples, or lower "
+        f"step {step} is not finite (loss {loss}, gradient norm {grad_norm}): {which}. The update was skipped; the "
+        f"last good checkpoint is {last or 'none: no step was saved yet'}. Look at those samples, or lower "
         "optimizer.learning_rate, and start again: it resumes there"
     )

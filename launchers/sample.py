@@ -90,7 +90,8 @@ def published(options: argparse.Namespace):
     folder = Path(options.source)
     if not any((folder / place).is_file() for place in ("config.json", "transformer/config.json")):
         raise ValueError(
-            f"{folder} holds neither checkpoints nor a config.json; give a run, one of its checkpoints, or published weights"
+            f"{folder} holds neither checkpoints nor a config.json; give a run, one of its checkpoints, or published "
+            "weights"
         )
     if options.weights is not None:
         raise ValueError(f"--weights chooses between a run's weights; {folder} holds published ones, of one kind")

@@ -1,8 +1,8 @@
 """Which parameters of the published layout make which parameter in memory, and how.
 
-Two things differ. Queries, keys and values are one matrix in memory, its rows ordered (head, q|k|v, E), so that a rank's
-heads are one piece; and within a head the published pairs (2i, 2i + 1) stand as (i, i + E/2), which lets RoPE rotate
-halves. "Canonical" is the whole in-memory parameter, before a tensor-parallel rank takes its slice.
+Two things differ. Queries, keys and values are one matrix in memory, its rows ordered (head, q|k|v, E), so that a
+rank's heads are one piece; and within a head the published pairs (2i, 2i + 1) stand as (i, i + E/2), which lets RoPE
+rotate halves. "Canonical" is the whole in-memory parameter, before a tensor-parallel rank takes its slice.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def _linear(parameter: str, published: str) -> list[Correspondence]:
 
 
 def _patch_weight(config: ModelConfig) -> Correspondence:
-    """The published convolution [D, C, 2, 2] reads a patch as (channel, row, column); tokens here are (row, column, channel)."""
+    """The published convolution [D, C, 2, 2] reads a patch as (channel, row, column); a token is (row, column, channel)."""
     inside = (config.width, PATCH, PATCH, config.channels)
     return Correspondence(
         "patches.weight",

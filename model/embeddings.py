@@ -26,7 +26,7 @@ def token_grid(latents_BCFYX: torch.Tensor) -> Grid:
 
 
 def patchify(latents_BCFYX: torch.Tensor) -> torch.Tensor:
-    """[B, C, F, Y, X] -> tokens [S, B, P]: S in the order (f, y, x), P = 4C laid out (patch row, patch column, channel)."""
+    """[B, C, F, Y, X] -> tokens [S, B, P]: S in the order (f, y, x), P = 4C as (patch row, patch column, channel)."""
     batch, channels, _, _, _ = latents_BCFYX.shape
     frames, rows, columns = token_grid(latents_BCFYX)
     patches = latents_BCFYX.reshape(batch, channels, frames, rows, PATCH, columns, PATCH)
@@ -79,7 +79,7 @@ class Condition(ShardedModule):
 
 
 class Modulation(ShardedModule):
-    """AdaLN: the condition [B, D] to `parts` rows [B, D] of shifts, scales and gates (Peebles & Xie, arXiv 2212.09748)."""
+    """AdaLN (Peebles & Xie, arXiv 2212.09748): the condition [B, D] to `parts` rows [B, D] of shifts, scales, gates."""
 
     def __init__(self, parts: int, config: ModelConfig, layers: LayerFactory):
         super().__init__(config)

@@ -1,8 +1,8 @@
 """Flow matching: which noise level a sample sees, what the model is asked, and Euler's way back from noise.
 
 Straight path x_t = (1 - sigma) x_0 + sigma noise, velocity target noise - x_0, mean squared error (Liu et al.,
-arXiv 2209.03003; Lipman et al., arXiv 2210.02747; Stable Diffusion 3, arXiv 2403.03206, section 3). ContentV publishes
-the path and the target, not the density of noise levels, the shift or the caption dropout: those are `FlowConfig`.
+arXiv 2209.03003; Lipman et al., arXiv 2210.02747; Stable Diffusion 3, arXiv 2403.03206, section 3). ContentV
+publishes the path and the target, not the density of noise levels, the shift or the caption dropout: see `FlowConfig`.
 
 Noise, noise level and caption dropout of a sample are functions of (seed, sample id, step), whatever rank computes them.
 """
@@ -18,7 +18,7 @@ from .config import FlowConfig
 from .embeddings import token_grid
 
 VelocityModel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(latents_BCFYX, sigma_B, text_BTW, pooled_BW) -> velocity; tokens [S, B, P] in training, [B, C, F, Y, X] in sampling."""
+"""(latents_BCFYX, sigma_B, text_BTW, pooled_BW) -> velocity: tokens [S, B, P] in training, latents in sampling."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class FlowMatching:
 
 
 def shifted(sigma: torch.Tensor, config: FlowConfig, latents_BCFYX: torch.Tensor) -> torch.Tensor:
-    """sigma' = s sigma / (1 + (s - 1) sigma); s grows with the root of the token count where configured (SD3, eq. 23)."""
+    """sigma' = s sigma / (1 + (s - 1) sigma); s grows with the root of the token count if configured (SD3, eq. 23)."""
     shift = config.shift
     if config.shift_reference_tokens:
         frames, rows, columns = token_grid(latents_BCFYX)

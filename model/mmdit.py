@@ -39,7 +39,7 @@ class MMDiT(ShardedModule):
         self.velocities = layers.replicated(config.width, config.token_width)
 
     def forward(self, latents_BCFYX, sigma_B, text_BTW, pooled_BW) -> torch.Tensor:
-        """Noised latents at noise level sigma in [0, 1], caption tokens and pooled caption -> velocity tokens [S, B, P]."""
+        """Latents at noise level sigma in [0, 1], caption tokens and pooled caption -> velocity tokens [S, B, P]."""
         grid = token_grid(latents_BCFYX)
         video_SBD = self.patches(patchify(latents_BCFYX.to(self.dtype)))
         text_TBD = self.caption(text_BTW.to(self.dtype)).transpose(0, 1)

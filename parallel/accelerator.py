@@ -79,8 +79,8 @@ def prepare(device_type: str) -> None:
     found = importlib.metadata.version("megatron-core")
     if found != MEGATRON_VERSION:
         raise ValueError(
-            f"megatron-core {found} is installed; the engine's list of replaced names was read from {MEGATRON_VERSION}: "
-            f"pip install megatron-core=={MEGATRON_VERSION}"
+            f"megatron-core {found} is installed; the engine's list of replaced names was read from "
+            f"{MEGATRON_VERSION}: pip install megatron-core=={MEGATRON_VERSION}"
         )
     if device_type == "cuda" or isinstance(torch.cuda.default_generators, HostGenerators):
         return

@@ -61,6 +61,11 @@ def load_weights(folder: Path, module: torch.nn.Module, *, averaged: bool) -> No
             parameter.copy_(loaded[name])
 
 
+def plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole, under its stored name; for comparing, in a world of one."""
+    return dist_checkpointing.load_plain_tensors(str(folder / TENSORS))
+
+
 def _content(model: DataParallel, optimizer: Optimizer, *, is_loading: bool) -> dict:
     metadata = _metadata(model.mesh)
     weights = model.module.sharded_state_dict(metadata=metadata)
@@ -74,7 +79,7 @@ def _metadata(mesh: Mesh) -> dict:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Everything to disk, then the name; a crash in between leaves the old state and a folder that the next run drops."""
+    """Everything to disk, then the name: a crash in between leaves the old state, and a folder the next run drops."""
     for path in [*partial.rglob("*"), partial]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
