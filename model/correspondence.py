@@ -73,7 +73,7 @@ def _linear(parameter: str, published: str) -> list[Correspondence]:
 
 
 def _patch_weight(config: ModelConfig) -> Correspondence:
-    """The published convolution [D, C, 2, 2] reads a patch as (channel, row, column); a token is (row, column, channel)."""
+    """The published convolution [D, C, 2, 2] reads a patch as (channel, row, column); tokens (row, column, channel)."""
     inside = (config.width, PATCH, PATCH, config.channels)
     return Correspondence(
         "patches.weight",

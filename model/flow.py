@@ -4,7 +4,7 @@ Straight path x_t = (1 - sigma) x_0 + sigma noise, velocity target noise - x_0, 
 arXiv 2209.03003; Lipman et al., arXiv 2210.02747; Stable Diffusion 3, arXiv 2403.03206, section 3). ContentV
 publishes the path and the target, not the density of noise levels, the shift or the caption dropout: see `FlowConfig`.
 
-Noise, noise level and caption dropout of a sample are functions of (seed, sample id, step), whatever rank computes them.
+Noise, noise level and caption dropout of a sample are functions of (seed, sample id, step), whatever rank computes it.
 """
 
 from collections.abc import Callable
