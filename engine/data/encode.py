@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...model.codecs import pca
 from ...model.codecs.codec import Codec
+from ...model.codecs.pca import PCACodec
+from ...model.codecs.pca_fit import fit
 from ...model.text.text import TextEncoder
 from .clips import ClipManifest
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -18,7 +20,7 @@ from .shard_writer import Sample, ShardWriter
 from .shards import ShardDataset
 from .windows import SPLITS, Window, count_windows, read_windows
 
-ENCODING = "1"
+ENCODING = "2"
 """Raised whenever the same clips, codec kind and text encoder would give other shards, so that old ones are redone."""
 
 
@@ -26,7 +28,7 @@ ENCODING = "1"
 class EncodingSettings:
     """How clips become shards."""
 
-    codec: str = pca.PCACodec.kind
+    codec: str = PCACodec.kind
     text: str = "minilm"
     samples_per_shard: int = 32
 
@@ -57,13 +59,13 @@ def encode_clips(
 ) -> Manifest:
     """Encodes every window of every clip and writes the shards of all splits to `folder`.
 
-    Decodes the clips twice (to fit, to encode) rather than keep their windows: one clip's small frames are in memory.
+    Decodes the clips three times (twice to fit, once to encode) rather than keep their windows: the small frames of
+    one clip are in memory, however many clips there are.
     """
-    if settings.codec != pca.PCACodec.kind:
-        raise ValueError(f"codec is {settings.codec!r}; known is {pca.PCACodec.kind!r}")
-    codec = pca.fit(
-        window.pixels_3FYX for window in _progress(clips, clip_folder, "fitting codec") if window.split == SPLITS[0]
-    )
+    if settings.codec != PCACodec.kind:
+        raise ValueError(f"codec is {settings.codec!r}; known is {PCACodec.kind!r}")
+    passes = iter(("fitting bases", "fitting decoder"))
+    codec = fit(lambda: _training_pixels(clips, clip_folder, next(passes)))
     captions = list(clips.captions())
     tokens_BTD, pooled_BD = text.encode(captions)
     writer = ShardWriter(folder, samples_per_shard=settings.samples_per_shard)
@@ -107,5 +109,11 @@ def _sample(window: Window, codec: Codec, tokens_TD: Tensor, pooled_D: Tensor) -
     )
 
 
-def _progress(clips: ClipManifest, clip_folder: Path, purpose: str):
+def _training_pixels(clips: ClipManifest, clip_folder: Path, purpose: str) -> Iterator[Tensor]:
+    for window in _progress(clips, clip_folder, purpose):
+        if window.split == SPLITS[0]:
+            yield window.pixels_3FYX
+
+
+def _progress(clips: ClipManifest, clip_folder: Path, purpose: str) -> Iterable[Window]:
     return tqdm(read_windows(clips, clip_folder), total=count_windows(clips), desc=purpose, unit="window")

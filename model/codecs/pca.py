@@ -1,60 +1,69 @@
 """The embedded codec: principal components of pixel blocks, fitted on the clips themselves, no weights to fetch.
 
-Two bases: one for the first frame (blocks of 1 x 8 x 8 pixels x 3 colours = 192 values), one for every later group of
-four frames (4 x 8 x 8 x 3 = 768 values); each block becomes its 16 leading principal components, divided by their
+Encoder: two bases, one for the first frame (blocks of 1 x 8 x 8 pixels x 3 colours = 192 values), one for every later
+group of four frames (4 x 8 x 8 x 3 = 768 values); a block becomes its 16 leading principal components divided by their
 standard deviations (whitening), so latents have zero mean and unit variance over the training windows. Linear, exactly
-causal, deterministic. Source: Jolliffe, Principal Component Analysis, 2nd ed., chapter 3 and section 6.1.
+causal. Source: Jolliffe, Principal Component Analysis, 2nd ed., chapter 3 and section 6.1.
+
+Decoder: ridge regression from the 3 x 3 latents around a block, and rectified random features of them, to its pixels.
+The neighbours tell edges from texture and take the seams away: about 3.5 dB above the bases' transpose. It looks at one
+latent frame at a time, so decoding is causal too. Source: Rahimi and Recht, Weighted Sums of Random Kitchen Sinks,
+NeurIPS 2008. `pca_fit.py` fits both.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT, identity_of, latent_size, save_tensors
 
 CHANNELS = 16
 
-VARIANCE_FLOOR = 1e-6
-"""Smallest variance a component is divided by, in squared pixel units: keeps flat clips finite."""
+NEIGHBOURHOOD = 3
+"""Rows, and columns, of latents the decoder sees around a block; beyond the border the nearest latent is repeated."""
+
+RANDOM_FEATURES = 1024
+
+PARTS = {"first": 1, "later": FRAMES_PER_LATENT}
+"""The two kinds of block and their frames."""
 
 
 class PCACodec:
-    """Implements `Codec`. Each kind of block (`first`, `later`; N values) has float32 tensors `mean` [N], `analysis`
-    [N, C] and `synthesis` [C, N]: latent = (block - mean) analysis, block = latent synthesis + mean.
+    """Implements `Codec`. With N values in a block, K = 3 x 3 x 16 neighbouring latents and R random features:
+
+    latent_C = (block_N - mean_N) analysis_NC
+    block_N = [neighbours_K, relu(neighbours_K weight_KR + bias_R), 1] synthesis
+
+    All tensors are float32; mean, analysis and synthesis exist once for `first` and once for `later`.
     """
 
     kind = "pca"
     channels = CHANNELS
 
     def __init__(self, tensors: dict[str, Tensor]):
-        expected = {}
-        for part, frames in (("first", 1), ("later", FRAMES_PER_LATENT)):
-            values = 3 * frames * PIXELS_PER_LATENT**2
-            expected[f"{part}.mean"] = (values,)
-            expected[f"{part}.analysis"] = (values, CHANNELS)
-            expected[f"{part}.synthesis"] = (CHANNELS, values)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != expected:
-            raise ValueError(f"a pca codec has tensors {found}; expected {expected}: fit or load it again")
+        if found != expected_shapes():
+            raise ValueError(f"a pca codec has tensors {found}; expected {expected_shapes()}: fit or load it again")
         self.tensors = {name: tensor.detach().float() for name, tensor in tensors.items()}
         self.identity = identity_of(self.kind, self.tensors)
 
     def encode(self, pixels_B3FYX: Tensor) -> Tensor:
         """See `Codec.encode`."""
         latent_size(*pixels_B3FYX.shape[2:])
-        parts = [("first", pixels_B3FYX[:, :, :1]), ("later", pixels_B3FYX[:, :, 1:])]
-        latents = [self._project(part, pixels) for part, pixels in parts if pixels.shape[2]]
+        latents = [self._project(part, pixels) for part, pixels in split_parts(pixels_B3FYX)]
         return torch.cat(latents, dim=1).permute(0, 4, 1, 2, 3).contiguous()
 
     def decode(self, latents_BCFYX: Tensor) -> Tensor:
         """See `Codec.decode`."""
         if latents_BCFYX.dim() != 5 or latents_BCFYX.shape[1] != CHANNELS or not latents_BCFYX.shape[2]:
             raise ValueError(f"latents are {tuple(latents_BCFYX.shape)}; expected [B, {CHANNELS}, 1 + k, Y, X]")
-        latents_BFYXC = latents_BCFYX.float().permute(0, 2, 3, 4, 1)
-        parts = [("first", latents_BFYXC[:, :1], 1), ("later", latents_BFYXC[:, 1:], FRAMES_PER_LATENT)]
-        pixels = [self._restore(part, latents, frames) for part, latents, frames in parts if latents.shape[1]]
+        weight, bias = self._tensor("features.weight", latents_BCFYX), self._tensor("features.bias", latents_BCFYX)
+        pixels = []
+        for part, latents in split_parts(latents_BCFYX.float()):
+            blocks = decoder_input(latents, weight, bias) @ self._tensor(f"{part}.synthesis", latents)
+            pixels.append(from_blocks(blocks, PARTS[part]))
         return torch.cat(pixels, dim=2).clamp_(-1, 1)
 
     def save(self, folder: Path) -> None:
@@ -65,12 +74,26 @@ class PCACodec:
         return self.tensors[name].to(like.device)
 
     def _project(self, part: str, pixels_B3FYX: Tensor) -> Tensor:
-        blocks = to_blocks(pixels_B3FYX.float(), 1 if part == "first" else FRAMES_PER_LATENT)
+        blocks = to_blocks(pixels_B3FYX.float(), PARTS[part])
         return (blocks - self._tensor(f"{part}.mean", blocks)) @ self._tensor(f"{part}.analysis", blocks)
 
-    def _restore(self, part: str, latents_BFYXC: Tensor, frames: int) -> Tensor:
-        synthesis = self._tensor(f"{part}.synthesis", latents_BFYXC)
-        return from_blocks(latents_BFYXC @ synthesis + self._tensor(f"{part}.mean", synthesis), frames)
+
+def expected_shapes() -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a `PCACodec`."""
+    neighbours = NEIGHBOURHOOD**2 * CHANNELS
+    shapes = {"features.weight": (neighbours, RANDOM_FEATURES), "features.bias": (RANDOM_FEATURES,)}
+    for part, frames in PARTS.items():
+        values = 3 * frames * PIXELS_PER_LATENT**2
+        shapes[f"{part}.mean"] = (values,)
+        shapes[f"{part}.analysis"] = (values, CHANNELS)
+        shapes[f"{part}.synthesis"] = (neighbours + RANDOM_FEATURES + 1, values)
+    return shapes
+
+
+def split_parts(video_BCFYX: Tensor) -> list[tuple[str, Tensor]]:
+    """The first frame and the later ones, of pixels or latents; an image has no later ones."""
+    parts = [("first", video_BCFYX[:, :, :1]), ("later", video_BCFYX[:, :, 1:])]
+    return [(part, video) for part, video in parts if video.shape[2]]
 
 
 def to_blocks(pixels_B3FYX: Tensor, frames: int) -> Tensor:
@@ -91,77 +114,12 @@ def from_blocks(blocks_BFYXN: Tensor, frames: int) -> Tensor:
     return pixels.reshape(batch, 3, groups * frames, rows * side, columns * side)
 
 
-class Moments:
-    """Running mean and second moments of rows [M, N], summed in float64 so that the order of windows hardly matters."""
-
-    def __init__(self, values: int):
-        self.count = 0
-        self.total = torch.zeros(values, dtype=torch.float64)
-        self.square = torch.zeros(values, values, dtype=torch.float64)
-
-    def add(self, rows_MN: Tensor) -> None:
-        rows_MN = rows_MN.double()
-        self.count += len(rows_MN)
-        self.total += rows_MN.sum(0)
-        self.square += rows_MN.T @ rows_MN
-
-    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        mean = self.total / self.count
-        return mean, self.square / self.count - torch.outer(mean, mean)
-
-
-def fit(windows: Iterable[Tensor]) -> PCACodec:
-    """A codec fitted on `windows`, each [3, F, Y, X] in [-1, 1] with F = 1 + 4k >= 5; one pass, one window in memory.
-
-    The later basis is put into the order and sign of the first frame's, by the correlation of their latents over the
-    same place: what stands still then keeps its latent over time, which a transformer learns sooner.
-    """
-    # Rows are [first block | later block] of the same place, so that one covariance holds both bases and their link.
-    split = 3 * PIXELS_PER_LATENT**2
-    first, joint = Moments(split), Moments(split * (1 + FRAMES_PER_LATENT))
-    for pixels_3FYX in windows:
-        frames = latent_size(*pixels_3FYX.shape[1:])[0]
-        if frames < 2:
-            raise ValueError("a window of 1 frame cannot fit the later basis; give windows of 5, 9, 13, ... frames")
-        start_1FYXN = to_blocks(pixels_3FYX[None, :, :1], 1)
-        later_1FYXN = to_blocks(pixels_3FYX[None, :, 1:], FRAMES_PER_LATENT)
-        first.add(start_1FYXN.reshape(-1, split))
-        joint.add(torch.cat([start_1FYXN.expand(-1, frames - 1, -1, -1, -1), later_1FYXN], -1).flatten(0, 3))
-    if not first.count:
-        raise ValueError("no window was given to fit the codec on; expected at least one")
-    joint_mean, joint_covariance = joint.mean_and_covariance()
-    first_mean, first_covariance = first.mean_and_covariance()
-    first_vectors, first_scale = _components(first_covariance)
-    later_vectors, later_scale = _components(joint_covariance[split:, split:])
-    link = (first_vectors / first_scale).T @ joint_covariance[:split, split:] @ (later_vectors / later_scale)
-    order, sign = _matching(link)
-    later_vectors, later_scale = later_vectors[:, order] * sign, later_scale[order]
-    tensors = {}
-    for part, mean, vectors, scale in (
-        ("first", first_mean, first_vectors, first_scale),
-        ("later", joint_mean[split:], later_vectors, later_scale),
-    ):
-        tensors[f"{part}.mean"] = mean.float()
-        tensors[f"{part}.analysis"] = (vectors / scale).float()
-        tensors[f"{part}.synthesis"] = (vectors * scale).T.float().contiguous()
-    return PCACodec(tensors)
-
-
-def _components(covariance_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """The leading unit eigenvectors [N, C], their largest entry positive, and standard deviations [C], descending."""
-    variances, vectors = torch.linalg.eigh(covariance_NN)
-    variances, vectors = variances[-CHANNELS:].flip(0), vectors[:, -CHANNELS:].flip(1)
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return vectors * largest.sign(), variances.clamp_min(VARIANCE_FLOOR).sqrt()
-
-
-def _matching(link_CC: Tensor) -> tuple[Tensor, Tensor]:
-    """Greedy one-to-one matching of columns to rows by absolute value: column per row [C], and the sign of each."""
-    remaining = link_CC.abs().clone()
-    order = torch.zeros(len(link_CC), dtype=torch.int64)
-    for _ in range(len(link_CC)):
-        row, column = divmod(int(remaining.argmax()), len(link_CC))
-        order[row] = column
-        remaining[row], remaining[:, column] = -1.0, -1.0
-    sign = link_CC[torch.arange(len(link_CC)), order].sign()
-    return order, torch.where(sign == 0, torch.ones_like(sign), sign)
+def decoder_input(latents_BCFYX: Tensor, weight_KR: Tensor, bias_R: Tensor) -> Tensor:
+    """What the decoder's regression starts from at every place: [B, F, Y, X, K + R + 1]."""
+    frames_BFCYX = latents_BCFYX.transpose(1, 2)
+    border = (NEIGHBOURHOOD // 2,) * 4
+    padded = pad(frames_BFCYX.flatten(0, 1), border, mode="replicate").unflatten(0, frames_BFCYX.shape[:2])
+    around = padded.unfold(3, NEIGHBOURHOOD, 1).unfold(4, NEIGHBOURHOOD, 1)  # [B, F, C, Y, X, 3, 3]
+    neighbours = around.permute(0, 1, 3, 4, 2, 5, 6).flatten(4)
+    random = torch.relu(neighbours @ weight_KR + bias_R)
+    return torch.cat([neighbours, random, torch.ones_like(random[..., :1])], dim=-1)
