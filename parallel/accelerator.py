@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 MEGATRON_VERSION = "0.16.1"
 DEVICE_VARIABLE = "CONTENTV_DEVICE"
@@ -84,12 +85,17 @@ def prepare(device_type: str) -> None:
         )
     if device_type == "cuda" or isinstance(torch.cuda.default_generators, HostGenerators):
         return
+    # torch remembers its factory functions at the first `with torch.device(...)`. Remembered after the replacement they
+    # would be ours, which that context never meets, and it would silently do nothing: no meta device, for one.
+    _device_constructors()
     for replacement in CPU_REPLACEMENTS:
         assert hasattr(replacement.owner, replacement.name), f"torch lost {replacement.name}: {replacement.reason}"
         before = getattr(replacement.owner, replacement.name)
         setattr(replacement.owner, replacement.name, replacement.make(before))
     assert torch.cuda.current_device() == CPU
     assert torch.zeros(1, device="cuda").device == CPU
+    with torch.device("meta"):
+        assert torch.zeros(1).is_meta
 
 
 def _returning(value: Any) -> Callable[[Any], Any]:
