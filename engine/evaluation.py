@@ -29,8 +29,8 @@ from .sampling import (
 LEAST_STEPS = 50
 """Steps the two must have in common before they may be called equal."""
 
-ProgressFactory = Callable[[str, int], Callable[[int], None]]
-"""(title, total) -> function taking how many are done."""
+ProgressFactory = Callable[[str, int, str], Callable[[int], None]]
+"""(title, total, unit) -> function taking how many are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     windows = train.read(_ids(train))
     captions = sorted(set(windows.captions))
     latents = sample_latents(
-        studio, captions, found.config.sample, progress=progress("sampling", found.config.sample.steps)
+        studio, captions, found.config.sample, progress=progress("sampling", found.config.sample.steps, "step")
     )
     distances = torch.cdist(latents.flatten(1).cpu(), windows.latents_BCFYX.flatten(1))
     nearest = [windows.captions[window] for window in distances.argmin(dim=1).tolist()]
@@ -122,7 +122,7 @@ def _probe(found: Checkpoint, kind: WeightsKind, train: ShardDataset, held_out: 
         losses = []
         for dataset in (train, held_out):
             ids = _ids(dataset)
-            show = progress(f"{title}, {dataset.split}", math.ceil(len(ids) / batch))
+            show = progress(f"{title}, {dataset.split}", math.ceil(len(ids) / batch), "batch")
             losses.append(float(probe_loss(model, dataset, ids, mesh, kernels, batch=batch, progress=show)))
         results.append(losses)
     return results

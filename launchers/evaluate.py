@@ -29,8 +29,8 @@ def run(argv: Sequence[str]) -> int:
     from ..engine.evaluation import evaluate
     from ..engine.progress import Progress
 
-    def progress(title: str, total: int):
-        return Progress(title, total=total).advance_to
+    def progress(title: str, total: int, unit: str):
+        return Progress(title, total=total, unit=unit).advance_to
 
     evaluation = evaluate(folder, options.weights, progress)
     figures = evaluation.figures() | recorded(folder)
