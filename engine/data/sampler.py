@@ -4,7 +4,7 @@ The data cursor of a run is one number, the global sample index (samples consume
 without the ones before it, and the data-parallel size only decides who reads which part. Each bucket is an endless
 stream of permutations of its samples, cut into full batches; in epoch e bucket b, with N samples, gives
 floor((e + 1) N / B) - floor(e N / B) of them, so what does not fill a batch opens the next epoch's first one and every
-sample comes exactly once in each N of its bucket's stream. Within an epoch the buckets' batches are shuffled.
+sample comes exactly once in each N of its bucket's stream. Within an epoch the buckets take turns in a shuffled order.
 """
 
 from bisect import bisect_right
@@ -46,13 +46,12 @@ class Sampler:
             )
         number = index // self.size
         epoch = self._epoch_of(number)
-        # The epoch's batches in canonical order: those of bucket 0, then of bucket 1, ...; `ends` says where each ends.
-        counts = [self._batches_before(bucket, epoch + 1) - self._batches_before(bucket, epoch) for bucket in self._all]
-        ends = list(accumulate(counts))
-        order = self._permutation(BATCH_ORDER, epoch, ends[-1])
-        slot = int(order[number - self._total_before(epoch)])
-        bucket = bisect_right(ends, slot)
-        ordinal = self._batches_before(bucket, epoch) + slot - (ends[bucket] - counts[bucket])
+        ends = list(accumulate(self._batches_before(b, epoch + 1) - self._batches_before(b, epoch) for b in self._all))
+        # Shuffled is which bucket comes when; each bucket's own batches stay in the order of its stream.
+        order = self._permutation(BATCH_ORDER, epoch, ends[-1])[: number - self._total_before(epoch) + 1]
+        turns = torch.searchsorted(torch.tensor(ends), order, right=True)
+        bucket = int(turns[-1])
+        ordinal = self._batches_before(bucket, epoch) + int((turns[:-1] == bucket).sum())
         return self.buckets[bucket], self._stream(bucket, ordinal * self.size, self.size)
 
     def epoch(self, index: int) -> int:
