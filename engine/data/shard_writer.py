@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ...model.codecs.codec import Codec
@@ -81,7 +81,8 @@ class ShardWriter:
         codec.save(self.folder / CODEC_FOLDER)
         tokens_BTD, pooled_BD = text.encode([""])
         empty = self.folder / EMPTY_CAPTION_FILE
-        save_file({"tokens": tokens_BTD[0].contiguous(), "pooled": pooled_BD[0].contiguous()}, empty)
+        # Not safetensors' save_file: that makes files only their owner may read, and data folders are shared.
+        empty.write_bytes(save({"tokens": tokens_BTD[0].contiguous(), "pooled": pooled_BD[0].contiguous()}))
         manifest = Manifest(
             source=source,
             codec_kind=codec.kind,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 FRAMES_PER_LATENT = 4
@@ -77,7 +77,9 @@ def save_tensors(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
     """Writes a codec's kind, identity and tensors to `folder`, which is made if need be."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS_FILE)
+    # Not safetensors' save_file: that makes files only their owner may read, and data folders are shared.
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    (folder / TENSORS_FILE).write_bytes(content)
     settings = {"kind": kind, "identity": identity_of(kind, tensors)}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
