@@ -81,6 +81,9 @@ class Block(ShardedModule):
         self.text = (LendingStream if last else Stream)(config, layers, kernels)
 
     def forward(self, video_SBD, text_TBD, condition_BD, rotation: Rotation | None):
+        # The two streams' gradients of the condition meet here, before those of other blocks are added: the order in
+        # which a recomputed block adds them, so that recomputing changes no bit.
+        condition_BD = condition_BD.view_as(condition_BD)
         video_modulation = self.video.modulation(condition_BD)
         text_modulation = self.text.modulation(condition_BD)
 

@@ -42,7 +42,8 @@ class MMDiT(ShardedModule):
         """Latents at noise level sigma in [0, 1], caption tokens and pooled caption -> velocity tokens [S, B, P]."""
         grid = token_grid(latents_BCFYX)
         video_SBD = self.patches(patchify(latents_BCFYX.to(self.dtype)))
-        text_TBD = self.caption(text_BTW.to(self.dtype)).transpose(0, 1)
+        # Contiguous, as the streams stay from here on: strides decide in which order gradients are added up.
+        text_TBD = self.caption(text_BTW.to(self.dtype).transpose(0, 1).contiguous())
         condition_BD = self.condition(sigma_B, pooled_BW)
 
         rotation = None
