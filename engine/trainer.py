@@ -13,7 +13,6 @@ import torch
 
 from ..kernels.device import peak_memory_mib
 from ..model.embeddings import token_grid
-from ..parallel.mesh import leave_world
 from . import configuration
 from .config import OptimizerConfig, RunConfig
 from .data.shards import ShardDataset
@@ -83,8 +82,8 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     finally:
         metrics.close()
     assert saved == step, "the loop ended between checkpoints"
+    # Under srun -K1 the first rank to exit ends the others: nobody leaves before all have saved.
     session.mesh.barrier()
-    leave_world()
     return Outcome(step, complete=step >= trainer.max_steps)
 
 

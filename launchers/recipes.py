@@ -40,7 +40,7 @@ def quickstart() -> RunConfig:
             precision="fp32",
         ),
         kernels=KernelConfig(),
-        sample=SampleConfig(steps=50, guidance=3.0, fps=8.0),
+        sample=SampleConfig(steps=50, guidance=2.0, fps=8.0),
     )
 
 

@@ -1,8 +1,8 @@
 """`contentv train RECIPE [--section.key value]...`: trains, or goes on from the run folder's last checkpoint.
 
 Exit status: 0 the run is complete; 75 it was asked to stop (SIGTERM, SIGUSR1), saved, and is not finished; 2 a mistake
-in what was given; anything else went wrong. `python -m contentv.launchers.train` is the same command, and what srun and
-torchrun -m start, once a process.
+in what was given; 1 a loss or gradient was not finite, and whatever else went wrong. `python -m contentv.launchers.train`
+is the same command, and what srun and torchrun -m start, once a process.
 """
 
 import os
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ..engine.signals import StopSignals
 
 COMPLETE = 0
+NOT_FINITE = 1
 SAVED_NOT_FINISHED = 75
 """EX_TEMPFAIL of sysexits.h: try again later. Slurm jobs requeue on it."""
 
@@ -34,9 +35,16 @@ def run(argv: Sequence[str], signals: StopSignals) -> int:
     config = parse_run(argv, "contentv train")
     config.micro_batches(world=int(os.environ.get("WORLD_SIZE", "1")))
     # After every check that needs no torch, so that a mistake is told at once.
-    from ..engine.trainer import train
+    from ..engine.trainer import NonFiniteError, train
+    from ..parallel.mesh import leave_world
 
-    outcome = train(config, signals)
+    try:
+        outcome = train(config, signals)
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NOT_FINITE
+    finally:
+        leave_world()
     return COMPLETE if outcome.complete else SAVED_NOT_FINISHED
 
 

@@ -62,8 +62,9 @@ def load_weights(folder: Path, module: torch.nn.Module, *, averaged: bool) -> No
 
 
 def plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, whole, under its stored name; for comparing, in a world of one."""
-    return dist_checkpointing.load_plain_tensors(str(folder / TENSORS))
+    """Every sharded tensor of a checkpoint, whole, under its stored name; for comparing, in a world of one."""
+    stored = dist_checkpointing.load_plain_tensors(str(folder / TENSORS))
+    return {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
 
 
 def _content(model: DataParallel, optimizer: Optimizer, *, is_loading: bool) -> dict:

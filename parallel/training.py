@@ -79,7 +79,8 @@ class DataParallel:
     def _drive(self, step: ForwardStep, batches: Iterator[Any], count: int, *, forward_only: bool):
         def forward_step(iterator, model):
             loss = step(next(iterator), model)
-            return loss, lambda output: (output, {"loss": output.detach().float()})
+            # Cloned: the schedule divides `output` by the microbatch count in place.
+            return loss, lambda output: (output, {"loss": output.detach().float().clone()})
 
         reports = get_forward_backward_func()(
             forward_step_func=forward_step,
