@@ -3,7 +3,7 @@
 metrics.jsonl holds two kinds of strict JSON objects, one a line:
 
   training    step (counted from 1), loss, grad_norm (before clipping), lr, tokens, seconds, tokens_per_second,
-              memory_mib: one for every step, none twice
+              memory (MiB): one for every step, none twice
   validation  step, validation_loss: after the line of that step
 
 Numbers are written so that reading them back gives the same bits: a device's fp32 value as the shortest decimal of its
@@ -43,16 +43,16 @@ class TrainingStep:
     tokens: int
     """Video and text tokens of the global batch."""
     seconds: float
-    memory_mib: float
-    """Largest so far: of the accelerator's allocator, or of the process on a CPU."""
+    memory: float
+    """MiB, the largest so far: of the accelerator's allocator, or of the process on a CPU."""
 
     def values(self) -> dict[str, Value]:
         """Everything the line holds, in its order."""
         # Not dataclasses.asdict: its deep copy refuses a loss that still has its graph.
         values = {name: _copy(value) for name, value in vars(self).items()}
-        memory = values.pop("memory_mib")
+        memory = values.pop("memory")
         rate = self.tokens / self.seconds if self.seconds > 0 else math.inf
-        return {**values, "tokens_per_second": rate, "memory_mib": memory}
+        return {**values, "tokens_per_second": rate, "memory": memory}
 
 
 class MetricsWriter:

@@ -3,11 +3,13 @@
 sample ids -> latents and captions -> noised -> velocity -> loss -> gradients -> update and average -> metrics line
 """
 
+import json
 import math
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -21,19 +23,23 @@ from .probe import probe_loss
 from .session import Session, open_session
 from .signals import StopSignals
 
+OUTCOME_FILE = "outcome.json"
+
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient was NaN or infinite: the update was skipped and the last good checkpoint stands."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a call of `train` ended."""
+    """How a call of `train` ended; also the run folder's outcome.json, since torchrun passes no exit status on."""
 
     step: int
     """Updates made, over all resumes."""
     complete: bool
     """False: it was asked to stop, and saved."""
+    signal: str | None
+    """The stop signal this rank received; None if it received none."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     trainer, writes = session.config.trainer, session.mesh.rank == 0
     if writes:
         configuration.save(session.config, config.run.folder)
+        (Path(config.run.folder) / OUTCOME_FILE).unlink(missing_ok=True)
         announce(session)
     metrics = MetricsWriter(
         config.run.folder,
@@ -67,7 +74,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
         max_steps=trainer.max_steps,
         enabled=writes,
     )
-    step, stop, saved = session.first_step, False, session.first_step
+    step, stop = session.first_step, False
     try:
         while step < trainer.max_steps and not stop:
             started = time.monotonic()
@@ -78,13 +85,15 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
                 metrics.validation(step, validate(session))
             if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
                 metrics.flush()
-                saved = _save(session, step)
+                session.save(step)
     finally:
         metrics.close()
-    assert saved == step, "the loop ended between checkpoints"
+    outcome = Outcome(step=step, complete=step >= trainer.max_steps, signal=signals.received)
+    if writes:
+        record(outcome, Path(config.run.folder))
     # Under srun -K1 the first rank to exit ends the others: nobody leaves before all have saved.
     session.mesh.barrier()
-    return Outcome(step, complete=step >= trainer.max_steps)
+    return outcome
 
 
 def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
@@ -137,6 +146,13 @@ def validate(session: Session) -> torch.Tensor:
     return probe_loss(session.model.module, dataset, ids, session.mesh, session.kernels, batch=batch)
 
 
+def record(outcome: Outcome, folder: Path) -> None:
+    """Writes outcome.json; a run that is under way, or that died, has none."""
+    partial = folder / f".{OUTCOME_FILE}.partial"
+    partial.write_text(json.dumps(vars(outcome)) + "\n")
+    partial.replace(folder / OUTCOME_FILE)
+
+
 def announce(session: Session) -> None:
     """What is about to run, on stderr: where, from which step, with which kernels."""
     say = partial(print, file=sys.stderr)
@@ -147,12 +163,6 @@ def announce(session: Session) -> None:
         say(f"  {row}")
 
 
-def _save(session: Session, step: int) -> int:
-    if step != session.first_step:
-        session.save(step)
-    return step
-
-
 def _line(session: Session, step: int, result: StepResult, seconds: float) -> TrainingStep:
     return TrainingStep(
         step=step,
@@ -161,7 +171,7 @@ def _line(session: Session, step: int, result: StepResult, seconds: float) -> Tr
         lr=result.learning_rate,
         tokens=result.tokens,
         seconds=seconds,
-        memory_mib=peak_memory_mib(session.mesh.device),
+        memory=peak_memory_mib(session.mesh.device),
     )
 
 

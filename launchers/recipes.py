@@ -32,7 +32,7 @@ def quickstart() -> RunConfig:
             learning_rate=1e-3, warmup_steps=50, schedule="cosine", beta1=0.9, beta2=0.99, ema_decay=0.99
         ),
         trainer=TrainerConfig(
-            max_steps=1000,
+            max_steps=800,
             global_batch=8,
             micro_batch=8,
             checkpoint_every=50,

@@ -1,8 +1,8 @@
 """`contentv train RECIPE [--section.key value]...`: trains, or goes on from the run folder's last checkpoint.
 
 Exit status: 0 the run is complete; 75 it was asked to stop (SIGTERM, SIGUSR1), saved, and is not finished; 2 a mistake
-in what was given; 1 a loss or gradient was not finite, and whatever else went wrong. `python -m contentv.launchers.train`
-is the same command, and what srun and torchrun -m start, once a process.
+in what was given; 1 a loss or gradient was not finite, and whatever else went wrong. The same command is
+`python -m contentv.launchers.train`, which srun and torchrun -m start, once a process.
 """
 
 import os

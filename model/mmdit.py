@@ -77,7 +77,8 @@ class MMDiT(ShardedModule):
         any missing, surplus or misshapen tensor, naming file, key, found and expected.
         """
         source = published.open_folder(folder, position)
-        model = build(source.config, build_mesh(ParallelConfig()), choose("cpu", "auto"))
+        mesh = build_mesh(ParallelConfig())
+        model = build(source.config, mesh, choose(mesh.device.type))
         weights.fill(model, source.config, source.tensor)
         return model
 

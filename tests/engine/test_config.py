@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass, replace
 from math import inf, nan
 
 import pytest
+
 from contentv.launchers.recipes import quickstart
 
 

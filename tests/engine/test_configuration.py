@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from contentv.engine.configuration import CONFIG_FILE, from_yaml, load, save, to_plain, to_yaml
 from contentv.kernels.config import KernelConfig
 from contentv.launchers.recipes import RECIPES, quickstart
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

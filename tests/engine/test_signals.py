@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+
 from contentv.engine.signals import STOP_SIGNALS, StopSignals
 
 

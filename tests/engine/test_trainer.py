@@ -9,6 +9,7 @@ import torch
 from contentv.engine import configuration, trainer
 from contentv.engine.checkpoints import CheckpointFolder, read_facts
 from contentv.engine.metrics import read_metrics
+from contentv.engine.session import Session
 from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import NonFiniteError, learning_rate_at, train
 from contentv.parallel.checkpoint import plain_tensors
@@ -83,9 +84,8 @@ def test_metrics_up_to_a_checkpoint_are_on_disk_before_it_is_published(shards, t
 
     def look(session, step):
         seen.append([line["step"] for line in lines_of(config)])
-        return step
 
-    monkeypatch.setattr(trainer, "_save", look)
+    monkeypatch.setattr(Session, "save", look)
     train(config, StopSignals())
     assert seen == [[1, 2], [1, 2, 3, 4]]
 
@@ -130,6 +130,7 @@ def test_a_stop_request_saves_and_reports_unfinished(shards, tmp_path):
     outcome = train(config, Stop(after=2))
     assert (outcome.step, outcome.complete) == (2, False)
     assert CheckpointFolder(tmp_path).steps() == [2]
+    assert json.loads((tmp_path / "outcome.json").read_text()) == {"step": 2, "complete": False, "signal": None}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from contentv.engine.video import SheetRow, contact_sheet, read_frames, to_bytes, to_pixels, write_mp4
 from PIL import Image
+
+from contentv.engine.video import SheetRow, contact_sheet, read_frames, to_bytes, to_pixels, write_mp4
 
 
 def ramp(frames: int = 7, height: int = 34, width: int = 58) -> torch.Tensor:

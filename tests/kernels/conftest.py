@@ -5,9 +5,10 @@ from importlib import import_module
 
 import pytest
 import torch
+from torch import Tensor
+
 from contentv.kernels.device import detect
 from contentv.kernels.registry import TABLE
-from torch import Tensor
 
 FLOOR = 4 * 2.0**-23
 """4 ULP of fp32 relative to the largest value: what a different order of summation may cost when the baseline is

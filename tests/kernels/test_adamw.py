@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from contentv.kernels.adamw.cases import CASES, inputs
 from contentv.kernels.adamw.reference import adamw
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from contentv.kernels.config import KernelConfig
 from contentv.kernels.ranks import OPERATIONS
 

@@ -7,6 +7,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
+
 from contentv.kernels.device import detect
 from contentv.kernels.ranks import DEVICE_TYPES, OPERATIONS, RANKS
 from contentv.kernels.registry import TABLE, KernelSet, choose

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from contentv.kernels.case import ODD
 from contentv.kernels.flow_loss.cases import CASES, inputs
 from contentv.kernels.flow_loss.reference import flow_loss

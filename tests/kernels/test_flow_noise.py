@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from contentv.kernels import philox
 from contentv.kernels.flow_noise.cases import CASES, inputs
 from contentv.kernels.flow_noise.reference import flow_noise

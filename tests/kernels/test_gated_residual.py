@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from contentv.kernels.case import ODD
 from contentv.kernels.gated_residual.cases import CASES, inputs
 from contentv.kernels.gated_residual.reference import gated_residual

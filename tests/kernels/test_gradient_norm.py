@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from contentv.kernels.gradient_norm.cases import CASES, inputs
 from contentv.kernels.gradient_norm.reference import gradient_norm
 

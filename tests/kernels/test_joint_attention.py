@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional
+
 from contentv.kernels.joint_attention import reference
 from contentv.kernels.joint_attention.cases import CASES, inputs
 from contentv.kernels.joint_attention.reference import joint_attention
-from torch.nn import functional
 
 SMALL = [case for case in CASES if not case.large]
 

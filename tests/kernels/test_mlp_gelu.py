@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from diffusers.models.activations import GELU
+
 from contentv.kernels.case import ODD
 from contentv.kernels.mlp_gelu.cases import CASES, inputs
 from contentv.kernels.mlp_gelu.reference import mlp_gelu
-from diffusers.models.activations import GELU
 
 
 def oracle(hidden_SBM, bias_M):

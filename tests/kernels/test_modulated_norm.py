@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from diffusers.models.normalization import AdaLayerNormZero
+
 from contentv.kernels.case import ODD
 from contentv.kernels.modulated_norm.cases import CASES, inputs
 from contentv.kernels.modulated_norm.reference import modulated_norm
-from diffusers.models.normalization import AdaLayerNormZero
 
 
 def oracle(x_SBD, shift_BD, scale_BD, *, epsilon):

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from contentv.kernels import philox
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from contentv.kernels import philox
 
 KNOWN_ANSWERS = [
     # Random123's kat_vectors, philox4x32 10: counter, key, words.

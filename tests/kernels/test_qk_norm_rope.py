@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.normalization import RMSNorm
+
 from contentv.kernels.case import ODD
 from contentv.kernels.qk_norm_rope.cases import CASES, inputs
 from contentv.kernels.qk_norm_rope.reference import qk_norm_rope
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.normalization import RMSNorm
 
 
 def oracle(q_SBHE, k_SBHE, q_gain_E, k_gain_E, rotation, *, epsilon):

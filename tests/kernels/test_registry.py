@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+
 from contentv.kernels.backend import Backend
 from contentv.kernels.config import KernelConfig
 from contentv.kernels.device import detect

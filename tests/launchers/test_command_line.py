@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
+
 from contentv.engine.configuration import save
 from contentv.launchers import contentv as command
 from contentv.launchers.command_line import call, parse_run

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from contentv.engine.video import write_mp4
 from contentv.launchers import data
 

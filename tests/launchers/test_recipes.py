@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 import pytest
+
 from contentv.engine.configuration import load, to_yaml
 from contentv.launchers.recipes import RECIPES
 

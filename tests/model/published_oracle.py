@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from contentv.model.config import ModelConfig, Position
 from diffusers.models.embeddings import apply_rotary_emb, get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors.torch import save_file
+
+from contentv.model.config import ModelConfig, Position
 
 WHOLE_GRADIENTS = 20_000
 """Values up to which a golden file holds a whole gradient; beyond, its norm alone."""

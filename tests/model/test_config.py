@@ -3,6 +3,7 @@
 from math import inf, nan
 
 import pytest
+
 from contentv.model.config import FlowConfig
 
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as functional
+from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed, get_timestep_embedding
+
 from contentv.model.config import ModelConfig
 from contentv.model.correspondence import correspondences, halves_to_pairs, pairs_to_halves
 from contentv.model.embeddings import patchify, timestep_features, token_grid, unpatchify
 from contentv.model.positions import rope3d, sincos3d
-from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed, get_timestep_embedding
 
 CPU = torch.device("cpu")
 GRIDS = [(3, 5, 2), (1, 1, 7), (4, 3, 3)]

@@ -5,6 +5,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
+
 from contentv.kernels.registry import choose
 from contentv.model.config import FlowConfig
 from contentv.model.embeddings import patchify

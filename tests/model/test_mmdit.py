@@ -5,6 +5,7 @@ from math import prod
 
 import pytest
 import torch
+
 from contentv.kernels.registry import choose
 from contentv.model.config import ModelConfig, contentv_8b, quickstart
 from contentv.model.correspondence import correspondences

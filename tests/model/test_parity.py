@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from contentv.engine.parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, compare, relative_error
 from contentv.launchers.contentv import main
 from contentv.model.config import ModelConfig
@@ -17,7 +19,6 @@ from contentv.tests.model.published_oracle import (
     published_transformer,
     published_velocity,
 )
-from safetensors.torch import load_file, save_file
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden"
 NEEDS_SHARED = pytest.mark.skipif(

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from contentv.launchers.contentv import main
 from contentv.model.config import ModelConfig
 from contentv.model.mmdit import MMDiT
@@ -16,7 +18,6 @@ from contentv.tests.model.published_oracle import (
     random_weights,
     write_published,
 )
-from safetensors.torch import load_file, save_file
 
 CONFIG = ModelConfig(layers=2, heads=1, head_width=16, text_width=5, pooled_width=3, channels=2)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -1,6 +1,7 @@
 """Layouts that are not built yet are refused by name; a world is split exactly."""
 
 import pytest
+
 from contentv.parallel.config import ParallelConfig
 
 

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from contentv.engine.data.clips import fetch, read_clip_manifest
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from contentv.engine.data.clips import Clip, ClipManifest, FrameRange
 from contentv.engine.data.encode import (
     EncodingSettings,

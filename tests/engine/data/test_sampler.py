@@ -5,11 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from contentv.engine.data.manifest import Bucket
 from contentv.engine.data.sampler import Sampler, local
 from contentv.kernels.philox import Stream, words
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 sizes = st.lists(st.integers(0, 23), min_size=1, max_size=4).filter(any)
 batches = st.integers(1, 9)

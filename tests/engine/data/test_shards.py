@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from contentv.engine.data.manifest import MANIFEST_FILE, Bucket, digest_of, read_manifest
 from contentv.engine.data.shard_writer import Sample, ShardWriter
 from contentv.engine.data.shards import ShardDataset
-from safetensors.torch import save_file
 
 SMALL, IMAGE = Bucket(5, 16, 24), Bucket(1, 8, 8)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from contentv.engine.data.clips import Clip, ClipManifest, Crop, FrameRange
 from contentv.engine.data.manifest import Bucket
 from contentv.engine.data.windows import centred, count_windows, first_frames, read_windows, shrink, source_windows

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from contentv.model.codecs import load_codec
 from contentv.model.codecs.codec import latent_size
 from contentv.model.codecs.pca import PCACodec, decoder_input, from_blocks, to_blocks

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 import torch
+
 from contentv.model.text import load_text, minilm
 
 CAPTIONS = ["a dog runs over a meadow", "a puppy is running on grass", "share prices fell sharply today", ""]
