@@ -85,9 +85,12 @@ def _publish(partial: Path, folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+    # An older checkpoint of that name steps aside whole: deleting it first would leave neither for a while.
+    replaced = folder.with_name(f".{folder.name}.replaced.partial")
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(replaced)
     partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     descriptor = os.open(folder.parent, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

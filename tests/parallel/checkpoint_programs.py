@@ -1,0 +1,129 @@
+"""What ranks run to test checkpoints: saving under accidents, and loading weights alone."""
+
+from pathlib import Path
+
+import torch
+
+from contentv.kernels.registry import choose
+from contentv.model.mmdit import build
+from contentv.parallel import checkpoint
+from contentv.parallel.config import ParallelConfig
+from contentv.parallel.mesh import build_mesh, leave_world
+from contentv.tests.parallel.programs import GLOBAL_BATCH, MODEL, spoil, take_step, training
+
+
+class Accident(Exception):
+    """What a test makes happen."""
+
+
+def interrupted(*, folder: str) -> dict:
+    """A good checkpoint, then saves that break in three places; what the folder held after each."""
+    mesh = build_mesh(ParallelConfig())
+    model, optimizer = training(mesh)
+    root = Path(folder)
+
+    def describe(partial: Path) -> None:
+        (partial / "facts.txt").write_text("good")
+
+    def listing() -> list[str]:
+        return sorted(path.name for path in root.iterdir())
+
+    def attempt(name: str, describe=describe) -> list[str]:
+        try:
+            checkpoint.save(root / name, model, optimizer, describe)
+        except Accident:
+            return listing()
+        raise AssertionError("the accident did not happen")
+
+    checkpoint.save(root / "first", model, optimizer, describe)
+    before = contents(root / "first")
+    take_step(model, optimizer, 1, GLOBAL_BATCH)
+    seen = {"describe": attempt("second", describe=_break_describing)}
+    seen["describe again"] = attempt("first", describe=_break_describing)
+
+    whole_save = checkpoint.dist_checkpointing.save
+    checkpoint.dist_checkpointing.save = _break_writing
+    seen["write"] = attempt("first")
+    checkpoint.dist_checkpointing.save = whole_save
+
+    seen["kept"] = contents(root / "first") == before
+    (root / ".second.partial" / "junk").write_text("of a killed save")
+    checkpoint.save(root / "second", model, optimizer, describe)
+    checkpoint.save(root / "first", model, optimizer, describe)
+    seen["replaced"] = contents(root / "first") != before
+    seen["at last"] = listing()
+    seen["second"] = sorted(path.name for path in (root / "second").iterdir())
+    leave_world()
+    return seen
+
+
+def _break_describing(partial: Path) -> None:
+    (partial / "facts.txt").write_text("half")
+    raise Accident
+
+
+def _break_writing(_content, folder: str) -> None:
+    (Path(folder) / "half.distcp").write_bytes(b"half a tensor")
+    raise Accident
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def weights_alone(*, folder: str, precision: str) -> dict:
+    """Trains, saves, and reads weights and average back into modules of both precisions without an optimizer."""
+    mesh = build_mesh(ParallelConfig())
+    model, optimizer = training(mesh, precision)
+    for step in (1, 2, 3):
+        take_step(model, optimizer, step, GLOBAL_BATCH // mesh.data_size)
+    checkpoint.save(Path(folder), model, optimizer, lambda _partial: None)
+    trained = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
+    expected = {False: trained, True: optimizer.averaged()}
+    wrong = []
+    for averaged in (False, True):
+        module = build(MODEL, mesh, choose("cpu"), dtype=model.module.dtype)
+        _fill_with_nan(module)
+        checkpoint.load_weights(Path(folder), module, averaged=averaged)
+        for name, parameter in module.named_parameters():
+            if not torch.equal(parameter, expected[averaged][name].to(parameter.dtype)):
+                wrong.append(f"averaged {averaged}: {name}")
+    apart = sum(not torch.equal(expected[True][name], trained[name].float()) for name in trained)
+    leave_world()
+    return {"wrong": wrong, "apart": apart, "parameters": len(trained)}
+
+
+def _fill_with_nan(module: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(float("nan"))
+
+
+def loaded_is_complete(*, folder: str) -> dict:
+    """What a load of everything leaves unset, in weights, masters, moments, average and step."""
+    mesh = build_mesh(ParallelConfig())
+    model, optimizer = training(mesh)
+    for step in (1, 2):
+        take_step(model, optimizer, step, GLOBAL_BATCH // mesh.data_size)
+    checkpoint.save(Path(folder), model, optimizer, lambda _partial: None)
+    before = _state(model, optimizer)
+
+    model, optimizer = training(mesh)
+    spoil(model)
+    checkpoint.load(Path(folder), model, optimizer)
+    after = _state(model, optimizer)
+    leave_world()
+    differing = [name for name in before if not torch.equal(before[name], after[name])]
+    return {"differing": differing, "same names": before.keys() == after.keys(), "count": len(before)}
+
+
+def _state(model, optimizer) -> dict[str, torch.Tensor]:
+    """This rank's share of everything, under telling names."""
+    inner = optimizer.sharded.optimizer
+    state = {f"weight {name}": parameter.detach().clone() for name, parameter in model.module.named_parameters()}
+    masters = [master for group in inner.param_groups for master in group["params"]]
+    for index, master in enumerate(masters):
+        state[f"master {index}"] = master.detach().clone()
+        state[f"average {index}"] = inner.averages[master].clone()
+        state |= {f"{key} {index}": torch.as_tensor(value).clone() for key, value in inner.state[master].items()}
+    return state

@@ -1,0 +1,30 @@
+"""A checkpoint is whole or not there, and holds everything: weights, masters, moments, average, step."""
+
+import pytest
+
+PROGRAMS = "contentv.tests.parallel.checkpoint_programs"
+
+
+def test_a_broken_save_leaves_the_old_checkpoint_and_no_new_name(rank_server, tmp_path):
+    (seen,) = rank_server.run(1, f"{PROGRAMS}:interrupted", folder=str(tmp_path))
+    assert seen["describe"] == [".second.partial", "first"]
+    assert seen["describe again"] == seen["write"] == [".first.partial", ".second.partial", "first"]
+    assert seen["kept"]
+    # The next saves take the half-written folders' place, and leave nothing of them.
+    assert seen["at last"] == ["first", "second"] and seen["replaced"]
+    assert seen["second"] == ["facts.txt", "tensors"]
+
+
+@pytest.mark.parametrize("world, precision", [(1, "fp32"), (2, "bf16")])
+def test_weights_and_average_load_without_an_optimizer(rank_server, tmp_path, world, precision):
+    for answer in rank_server.run(
+        world, f"{PROGRAMS}:weights_alone", folder=str(tmp_path / "saved"), precision=precision
+    ):
+        assert answer["wrong"] == []
+        # All but the last block's text query, which nothing moves.
+        assert answer["parameters"] - 2 <= answer["apart"] <= answer["parameters"]
+
+
+def test_a_load_sets_every_rank_s_share_of_everything(rank_server, tmp_path):
+    for answer in rank_server.run(2, f"{PROGRAMS}:loaded_is_complete", folder=str(tmp_path / "saved")):
+        assert answer["differing"] == [] and answer["same names"] and answer["count"] > 150
