@@ -1,7 +1,7 @@
 """Layers that a tensor-parallel group shares: megatron-core's column and row linears, and the module that holds them.
 
 Matrices are allocated on whatever device is the default at construction (a `with torch.device(...)`, meta included)
-and left unset: model/initialisation.py draws them in canonical form and each rank takes its slice.
+and left unset: model/weights.py draws them in canonical form and each rank takes its slice.
 """
 
 from collections.abc import Callable

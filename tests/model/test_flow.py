@@ -107,6 +107,19 @@ def test_what_a_sample_meets_depends_on_nothing_beside_it():
         assert len({loss.item() for loss in losses[sample_id]}) == 1
 
 
+def test_noise_level_dropout_and_noise_are_independent():
+    objective, batch = flow(density="uniform", caption_dropout=0.5), many()
+    sigma_B = objective.noise_levels(batch, step=4)
+    dropped_B = objective.with_dropout(batch, step=4).pooled_BW[:, 0] == EMPTY.pooled_BW[0]
+    _, noise = KERNELS.flow_noise(batch.latents_BCFYX, sigma_B, batch.sample_B, step=4, seed=objective.seed)
+    draws = torch.stack([sigma_B, dropped_B.float(), noise[:, 0, 0, 0, 0], noise[:, 0, 0, 1, 1]])
+    # A number used twice shows in an even function of it as well.
+    for values in (draws, (draws - draws.mean(1, keepdim=True)).abs()):
+        for one, other in [(0, 1), (0, 2), (0, 3), (1, 2), (2, 3)]:
+            if values[[one, other]].std(dim=1).min() > 1e-3:
+                assert abs(torch.corrcoef(values[[one, other]])[0, 1]) < 5 / math.sqrt(MANY)
+
+
 def test_the_loss_is_the_mean_squared_error_of_noise_minus_data():
     batch, objective = clips([4, 9, 2], (3, 4, 2), 3), flow(caption_dropout=0.0)
     handed = {}

@@ -144,3 +144,8 @@ def same_stored_tensors(*, folders: list[str]) -> dict:
     ]
     leave_world()
     return {"differing": differing, "count": len(first)}
+
+
+def announce_in_part() -> None:
+    del os.environ["MASTER_PORT"]
+    build_mesh(ParallelConfig())

@@ -1,0 +1,110 @@
+"""Layers of a tensor group of one against torch's, slices of whole parameters, and what joins a world."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from contentv.parallel.config import ParallelConfig
+from contentv.parallel.layers import LayerFactory, local_slice, recompute
+from contentv.parallel.mesh import build_mesh
+from contentv.tests.ranks import RankFailure
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return build_mesh(ParallelConfig())
+
+
+@pytest.fixture
+def factory(mesh):
+    return LayerFactory(mesh, torch.float32)
+
+
+def drawn(layer: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(4)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["column", "gathered column", "row", "replicated"])
+def test_a_linear_is_torchs_with_its_gradients(factory, kind):
+    make = {
+        "column": factory.column,
+        "gathered column": lambda *sizes: factory.column(*sizes, on_sequence=False),
+        "row": factory.row,
+        "replicated": factory.replicated,
+    }
+    layer = drawn(make[kind](7, 5))
+    x, cotangent = torch.randn(3, 2, 7, requires_grad=True), torch.randn(3, 2, 5)
+    found = layer(x)
+    expected = functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(found, expected)
+    sources = (x, layer.weight, layer.bias)
+    for one, other in zip(
+        torch.autograd.grad(found, sources, cotangent), torch.autograd.grad(expected, sources, cotangent), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_apart_is_left_to_the_caller(factory):
+    layer = drawn(factory.column(7, 5, bias_apart=True))
+    x = torch.randn(3, 2, 7)
+    torch.testing.assert_close(layer(x), functional.linear(x, layer.weight))
+    assert layer.bias.shape == (5,)
+
+
+def test_a_gain_gives_its_weight_and_takes_its_gradient(factory):
+    gain = drawn(factory.gain(6))
+    (gradient,) = torch.autograd.grad(gain() @ torch.arange(6.0), gain.weight)
+    assert torch.equal(gradient, torch.arange(6.0))
+
+
+def test_layers_lie_on_the_default_device_in_the_factorys_dtype(mesh):
+    with torch.device("meta"):
+        factory = LayerFactory(mesh, torch.bfloat16)
+        layers = factory.column(4, 6), factory.row(4, 6), factory.replicated(4, 6), factory.gain(4)
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    assert len(parameters) == 7
+    assert {(parameter.device.type, parameter.dtype) for parameter in parameters} == {("meta", torch.bfloat16)}
+
+
+@pytest.mark.parametrize("kind, dim", [("column", 0), ("row", 1)])
+def test_a_rank_holds_its_slice_of_a_cut_matrix(factory, kind, dim):
+    layer = getattr(factory, kind)(6, 4)
+    canonical = torch.arange(24.0).view(4, 6)
+    group = SimpleNamespace(tensor=SimpleNamespace(size=lambda: 2, rank=lambda: 1))
+    expected = canonical[2:] if dim == 0 else canonical[:, 3:]
+    assert torch.equal(local_slice(canonical, layer.weight, group), expected)
+    # Cut with the rows of a column linear, held whole beside a row linear.
+    bias = torch.arange(4.0)
+    assert local_slice(bias, layer.bias, group).tolist() == ([2, 3] if dim == 0 else [0, 1, 2, 3])
+    whole = torch.nn.Parameter(canonical)
+    assert torch.equal(local_slice(canonical, whole, group), canonical)
+
+
+def test_recomputing_repeats_the_random_state():
+    x = torch.ones(100, requires_grad=True)
+    calls = []
+
+    def drop(values):
+        calls.append(1)
+        return functional.dropout(values, 0.5)
+
+    found = recompute(drop, x)
+    found.sum().backward()
+    assert len(calls) == 2
+    assert torch.equal(x.grad, found.detach()) and 0 < found.count_nonzero() < 100
+
+
+def test_a_world_announced_in_part_is_refused(rank_server):
+    told = r"sets RANK, WORLD_SIZE, MASTER_ADDR but not MASTER_PORT: start ranks with torchrun or srun"
+    with pytest.raises(RankFailure, match=told):
+        rank_server.run(1, "contentv.tests.parallel.programs:announce_in_part")
+
+
+def test_a_second_mesh_is_the_first_ones_groups(mesh):
+    again = build_mesh(ParallelConfig())
+    assert again == mesh and (again.rank, again.world_size, again.data_rank, again.data_size) == (0, 1, 0, 1)
