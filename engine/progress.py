@@ -1,10 +1,15 @@
 """One progress line on stderr with the time left: a bar on a terminal, plain lines in a log file."""
 
+import math
 import sys
 import time
 from typing import TextIO
 
 from tqdm import tqdm
+
+
+SECONDS_BETWEEN_LINES = 5.0
+"""In a log file; the first and the last line always come. A terminal's bar shows every advance."""
 
 
 class Progress:
@@ -16,6 +21,7 @@ class Progress:
         self._unit = unit
         self._stream = stream or sys.stderr
         self._started = time.monotonic()
+        self._shown = -math.inf
         self._first = self._done = done
         self._bar = None
         if self._stream.isatty():
@@ -31,7 +37,11 @@ class Progress:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(done - self._bar.n)
             return
-        parts = [f"{self._title}: {self._unit} {done}/{self._total}", shown, f"time left {self._time_left()}"]
+        now = time.monotonic()
+        if now - self._shown < SECONDS_BETWEEN_LINES and done < self._total:
+            return
+        self._shown = now
+        parts = [f"{self._title}: {self._unit} {done}/{self._total}", shown, f"time left {self._time_left(now)}"]
         print("  ".join(part for part in parts if part), file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -39,9 +49,9 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _time_left(self) -> str:
+    def _time_left(self, now: float) -> str:
         finished = self._done - self._first
         if finished <= 0:
             return "unknown"
-        seconds = (time.monotonic() - self._started) / finished * (self._total - self._done)
+        seconds = (now - self._started) / finished * (self._total - self._done)
         return tqdm.format_interval(max(seconds, 0))

@@ -32,7 +32,7 @@ def quickstart() -> RunConfig:
             learning_rate=1e-3, warmup_steps=50, schedule="cosine", beta1=0.9, beta2=0.99, ema_decay=0.99
         ),
         trainer=TrainerConfig(
-            max_steps=800,
+            max_steps=700,
             global_batch=8,
             micro_batch=8,
             checkpoint_every=50,
@@ -40,7 +40,7 @@ def quickstart() -> RunConfig:
             precision="fp32",
         ),
         kernels=KernelConfig(),
-        sample=SampleConfig(steps=50, guidance=2.0, fps=8.0),
+        sample=SampleConfig(steps=40, guidance=2.0, fps=8.0),
     )
 
 

@@ -25,6 +25,16 @@ def test_a_log_file_gets_plain_lines_with_the_time_left(monkeypatch):
     )
 
 
+def test_a_log_file_is_not_flooded(monkeypatch):
+    clock = iter([0.0, 1.0, 2.0, 5.9, 6.0, 6.5, 7.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    shown = Progress("sampling", total=6, unit="step", stream=stream)
+    for done in range(1, 7):
+        shown.advance_to(done)
+    assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["1/6", "4/6", "6/6"]
+
+
 def test_before_anything_is_done_the_time_left_is_unknown():
     stream = io.StringIO()
     Progress("data", total=5, unit="clip", stream=stream).advance_to(0)
