@@ -8,6 +8,7 @@ import torch
 
 from ..kernels.config import KernelConfig
 from ..kernels.registry import KernelSet, choose
+from ..model.codecs.codec import identity_of, load_tensors
 from ..model.flow import Caption, FlowMatching
 from ..model.mmdit import build
 from ..model.weights import initialise
@@ -20,6 +21,7 @@ from .config import OptimizerConfig, RunConfig
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepLoader
+from .places import check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -33,6 +35,8 @@ class Session:
     mesh: Mesh
     kernels: KernelSet
     dataset: ShardDataset
+    held_out: ShardDataset | None
+    """What validation reads; None where there is none."""
     loader: StepLoader
     flow: FlowMatching
     model: DataParallel
@@ -67,7 +71,10 @@ def open_session(config: RunConfig) -> Session:
         torch.set_num_threads(config.trainer.threads)
     mesh = build_mesh(config.parallel)
     config.micro_batches(mesh.world_size)
+    check_folder("run.folder", config.run.folder)
     dataset = ShardDataset(config.data.folder)
+    held_out = ShardDataset(config.data.folder, "held_out") if config.trainer.validate_every else None
+    check_codec(dataset)
     check_text_widths(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
     last, facts = _resumable(config, dataset, checkpoints)
@@ -84,6 +91,7 @@ def open_session(config: RunConfig) -> Session:
         mesh=mesh,
         kernels=kernels,
         dataset=dataset,
+        held_out=held_out,
         loader=_loader(config, dataset, mesh),
         flow=FlowMatching(config.flow, kernels, config.trainer.seed, _empty_caption(dataset, mesh)),
         model=model,
@@ -117,6 +125,16 @@ def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
         clip=config.clip,
         ema_decay=config.ema_decay,
     )
+
+
+def check_codec(dataset: ShardDataset) -> None:
+    """Every checkpoint will bring the codec along: it has to be there, and to be the one that made the latents."""
+    found = identity_of(*load_tensors(dataset.codec_folder))
+    if found != dataset.codec_identity:
+        raise ValueError(
+            f"{dataset.codec_folder} holds codec {found[:12]}, but the latents beside it were made by "
+            f"{dataset.codec_identity[:12]}: restore it or encode the data again (`contentv data RECIPE`)"
+        )
 
 
 def check_text_widths(config: RunConfig, dataset: ShardDataset) -> None:

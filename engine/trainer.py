@@ -17,7 +17,6 @@ from ..kernels.device import peak_memory_mib
 from ..model.embeddings import token_grid
 from . import configuration
 from .config import OptimizerConfig, RunConfig
-from .data.shards import ShardDataset
 from .metrics import MetricsWriter, TrainingStep
 from .probe import probe_loss
 from .session import Session, open_session
@@ -138,7 +137,7 @@ def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> floa
 
 def validate(session: Session) -> torch.Tensor:
     """The probe loss of the held-out samples, with the weights as they are."""
-    dataset = ShardDataset(session.config.data.folder, "held_out")
+    dataset = session.held_out
     ids = sorted(sample for samples in dataset.samples().values() for sample in samples)
     if session.config.data.held_out_samples:
         ids = ids[: session.config.data.held_out_samples]

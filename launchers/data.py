@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.places import check_folder
+
 CLIP_MANIFESTS = Path(__file__).parent / "clips"
 
 
@@ -23,6 +25,7 @@ def run(argv: Sequence[str]) -> int:
         known = ", ".join(sorted(path.stem for path in CLIP_MANIFESTS.glob("*.json")))
         raise ValueError(f"recipe {options.recipe!r} has no clips; recipes with clips: {known}")
     folder = Path(options.folder or f"data/{options.recipe}")
+    check_folder("--folder", folder)
     # Only now: torch takes seconds, and a mistake should be told at once.
     from ..engine.data.clips import fetch, read_clip_manifest
     from ..engine.data.encode import EncodingSettings, encode_clips, is_encoded, mean_codec_psnr, source_of

@@ -9,7 +9,7 @@ from contentv.engine.config import RunConfig
 from contentv.engine.data.manifest import Bucket
 from contentv.engine.data.shard_writer import Sample, ShardWriter
 from contentv.launchers.recipes import quickstart
-from contentv.model.codecs.codec import save_tensors
+from contentv.model.codecs.codec import identity_of, save_tensors
 from contentv.model.config import ModelConfig
 
 WIDTH = 24
@@ -33,10 +33,11 @@ class RandomText:
 class NoCodec:
     """What a shard folder and a checkpoint keep of a codec; training never decodes."""
 
-    kind, channels, identity = "none", 16, "1" * 64
+    kind, channels, tensors = "none", 16, {"nothing": torch.zeros(1)}
+    identity = identity_of(kind, tensors)
 
     def save(self, folder: Path) -> None:
-        save_tensors(folder, self.kind, {"nothing": torch.zeros(1)})
+        save_tensors(folder, self.kind, self.tensors)
 
 
 def write_shards(folder: Path, samples: int = 14, held_out: int = 3) -> Path:
