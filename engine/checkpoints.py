@@ -8,6 +8,7 @@ checkpoints/step-00000050/
 """
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ UNDISTURBED = "undisturbed"
 RESUMED = "resumed"
 """Subfolder of a run: the checkpoint of that same step, by the process that resumed before it."""
 FORMAT = "contentv-checkpoint-1"
+REMEDY = "restore it, or remove the checkpoint's folder to go on from the one before it"
+STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,8 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending: a folder has its name only once it is whole."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+        found = (STEP_NAME.fullmatch(path.name) for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(match[1]) for match in found if match)
 
     def latest(self) -> Path | None:
         steps = self.steps()
@@ -71,11 +75,13 @@ def write_facts(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_f
     """The small files of a checkpoint that is being written in `folder`."""
     shutil.copytree(codec_folder, folder / CODEC_FOLDER)
     configuration.save(config, folder)
-    (folder / FACTS_FILE).write_text(json.dumps({"format": FORMAT, **asdict(facts)}, indent=2) + "\n")
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    content = {"format": FORMAT, **asdict(facts), "files": sizes}
+    (folder / FACTS_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_facts(folder: Path) -> CheckpointFacts:
-    """ValueError names the file and what is wrong with it."""
+    """What checkpoint.json says; ValueError naming the file that is broken, missing or cut short, and the remedy."""
     path = folder / FACTS_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -84,12 +90,20 @@ def read_facts(folder: Path) -> CheckpointFacts:
             raise ValueError(f"{path}: format is {found!r}; this version reads {FORMAT!r}")
         values["text"] = TextEntry(**values["text"])
         values["clip_size"] = tuple(values["clip_size"])
+        # Checkpoints of the first days list no files.
+        _check_files(folder, values.pop("files", {}))
         return CheckpointFacts(**values)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not a checkpoint's facts ({type(error).__name__}: {error}); remove the folder to go on from the "
-            "checkpoint before it"
-        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a checkpoint's facts ({type(error).__name__}: {error}); {REMEDY}") from None
+
+
+def _check_files(folder: Path, sizes: dict[str, int]) -> None:
+    """Finds what an interrupted copy leaves out or cuts short, which megatron would only find half way."""
+    for name, expected in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else "no file"
+        if found != expected:
+            raise ValueError(f"{path}: found {found}; expected {expected} bytes: {REMEDY}")
 
 
 def check_resume(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_identity: str, text: TextEntry) -> None:
@@ -107,18 +121,23 @@ def check_resume(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_
                 f"{folder} was made with {name} {_plain(read(before))}, but this run says {_plain(read(config))}: go "
                 "on with the former, or choose another run.folder"
             )
-    for name, found, expected in (("codec", codec_identity, facts.codec_identity), ("text", text, facts.text)):
-        if found != expected:
-            raise ValueError(
-                f"{folder} was trained on latents and captions of {name} {_plain(expected)}, but {config.data.folder} "
-                f"holds {_plain(found)}: point data.folder at the former shards, or choose another run.folder"
-            )
+    check_data(folder, facts, config.data.folder, codec_identity, text)
     wishes = config.kernels.wishes()
     for op, backend in facts.kernels.items():
         if wishes.get(op, "auto") not in ("auto", backend):
             raise ValueError(
                 f"{folder} was made with {op} -> {backend}, but this run wishes for {wishes[op]}: the losses would "
                 "part; leave kernels.wish out to go on with the former, or choose another run.folder"
+            )
+
+
+def check_data(folder: Path, facts: CheckpointFacts, shards: str | Path, codec_identity: str, text: TextEntry) -> None:
+    """Refuses latents or captions of another codec or text encoder than the checkpoint in `folder` was trained on."""
+    for name, found, expected in (("codec", codec_identity, facts.codec_identity), ("text", text, facts.text)):
+        if found != expected:
+            raise ValueError(
+                f"{folder} was trained on latents and captions of {name} {_plain(expected)}, but {shards} holds "
+                f"{_plain(found)}: point data.folder at the former shards, or choose another run.folder"
             )
 
 
