@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-QUALITY = "16"
-"""x264's constant rate factor: visually lossless, so that what one sees is the model's."""
+X264 = {"crf": "16", "x264-params": "rc-lookahead=0"}
+"""A constant rate factor that is visually lossless, so that what one sees is the model's. No look ahead: with it, frames
+this small come out different from call to call (PyAV 18.1's x264, seen; not with asm=0)."""
 
 SHEET_FRAMES = 9
 SHEET_SCALE = 2
@@ -45,18 +46,27 @@ def read_frames(path: str | Path, wanted: set[int] | None = None) -> Iterator[tu
 
 
 def write_mp4(path: str | Path, pixels_3FYX: Tensor, fps: float) -> None:
-    """Writes float [3, F, Y, X] in [-1, 1] as H.264, yuv420p, which every player takes; Y and X must be even."""
+    """Writes float [3, F, Y, X] in [-1, 1] as H.264, yuv420p, which every player takes; Y and X must be even.
+
+    The file has its name only once it is whole.
+    """
     if pixels_3FYX.dim() != 4 or pixels_3FYX.shape[0] != 3 or pixels_3FYX.shape[2] % 2 or pixels_3FYX.shape[3] % 2:
         raise ValueError(f"pixels are {tuple(pixels_3FYX.shape)}; expected [3, F, Y, X] with even Y and X")
     frames_FYX3 = to_bytes(pixels_3FYX).permute(1, 2, 3, 0).cpu().contiguous().numpy()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = frames_FYX3.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": QUALITY}
-        for frame_YX3 in frames_FYX3:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_YX3, format="rgb24")))
-        container.mux(stream.encode())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width = frames_FYX3.shape[1:3]
+            stream.pix_fmt, stream.options = "yuv420p", X264
+            for frame_YX3 in frames_FYX3:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_YX3, format="rgb24")))
+            container.mux(stream.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
