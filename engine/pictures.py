@@ -15,7 +15,12 @@ LOSS_FILE = "loss.png"
 
 def write_samples(folder: Path, samples: dict[str, torch.Tensor], fps: float) -> list[Path]:
     """samples/CAPTION.mp4 for each caption -> pixels_3FYX."""
-    paths = [folder / SAMPLES_FOLDER / f"{file_name(caption)}.mp4" for caption in samples]
+    names = [file_name(caption) for caption in samples]
+    # Two captions may shorten to one name: those carry their number too.
+    paths = [
+        folder / SAMPLES_FOLDER / (f"{name}.mp4" if names.count(name) == 1 else f"{name}-{number}.mp4")
+        for number, name in enumerate(names, start=1)
+    ]
     for path, pixels_3FYX in zip(paths, samples.values(), strict=True):
         write_mp4(path, pixels_3FYX, fps)
     return paths

@@ -14,8 +14,8 @@ import torch
 from ..kernels.registry import KernelSet, choose
 from ..model import published, weights
 from ..model.codecs import load_codec
-from ..model.codecs.codec import Codec, latent_size
-from ..model.config import FlowConfig, ModelConfig, Position
+from ..model.codecs.codec import PIXELS_PER_LATENT, Codec, latent_size
+from ..model.config import PATCH, FlowConfig, ModelConfig, Position
 from ..model.flow import Caption, Guidance, initial_noise, sample
 from ..model.mmdit import MMDiT, build
 from ..model.text import load_text
@@ -81,9 +81,7 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
 
 
 def open_run(found: Checkpoint, kind: WeightsKind) -> Studio:
-    """The studio of a run. ValueError if the text encoder at hand is not the one it was trained with."""
-    mesh = build_mesh(ParallelConfig())
-    model = load_model(found, mesh, choose(mesh.device.type, found.facts.kernels), kind)
+    """The studio of a run. ValueError if text encoder or codec are not those it was trained with."""
     text = load_text(found.facts.text.kind, found.facts.text.tokens)
     if text.identity != found.facts.text.identity:
         raise ValueError(
@@ -91,6 +89,13 @@ def open_run(found: Checkpoint, kind: WeightsKind) -> Studio:
             f"but the one installed is {text.identity[:12]}: install the former's package version"
         )
     codec = load_codec(found.folder / CODEC_FOLDER)
+    if codec.identity != found.facts.codec_identity:
+        raise ValueError(
+            f"{found.folder} was trained with codec {found.facts.codec_identity[:12]}, but its folder {CODEC_FOLDER} "
+            f"holds {codec.identity[:12]}: restore it"
+        )
+    mesh = build_mesh(ParallelConfig())
+    model = load_model(found, mesh, choose(mesh.device.type, found.facts.kernels), kind)
     return Studio(model=model, flow=found.config.flow, codec=codec, text=text, clip_size=found.facts.clip_size)
 
 
@@ -115,13 +120,14 @@ def open_published(folder: str | Path, options: PublishedOptions, flow: FlowConf
             f"{folder} holds published weights, which say nothing of codec and text encoder: give --codec FOLDER and "
             "--text KIND (a run's folder brings both)"
         )
-    mesh = build_mesh(ParallelConfig())
+    check_clip_size(options.clip_size)
     source = published.open_folder(folder, options.position)
     text = load_text(options.text)
     _check_widths(folder, source.config, text)
     codec = load_codec(Path(options.codec))
     if codec.channels != source.config.channels:
         raise ValueError(f"{options.codec} has {codec.channels} channels, but {folder} takes {source.config.channels}")
+    mesh = build_mesh(ParallelConfig())
     model = build(source.config, mesh, choose(mesh.device.type))
     weights.fill(model, source.config, source.tensor)
     return Studio(model=model.requires_grad_(False), flow=flow, codec=codec, text=text, clip_size=options.clip_size)
@@ -148,6 +154,17 @@ def sample_latents(
     )
     noise_BCFYX = initial_noise(studio.latent_shape, count, config.seed, device)
     return sample(studio.model.velocity, noise_BCFYX, guidance, studio.flow, config.steps, progress)
+
+
+def check_clip_size(clip_size: tuple[int, int, int]) -> None:
+    """ValueError for a size in pixels that no codec, or no patch of 2 x 2 latents, can fill."""
+    _, rows, columns = latent_size(*clip_size)
+    if rows % PATCH or columns % PATCH:
+        _, height, width = clip_size
+        raise ValueError(
+            f"a clip is {height} x {width} pixels (height x width); latents in patches of {PATCH} x {PATCH} need "
+            f"multiples of {PATCH * PIXELS_PER_LATENT}: choose the nearest"
+        )
 
 
 def _check_widths(folder: str | Path, config: ModelConfig, text: TextEncoder) -> None:

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..engine.config import SampleConfig
+from ..engine.places import check_file
+from .recipes import contentv_8b
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
@@ -31,8 +35,7 @@ def run(argv: Sequence[str]) -> int:
         studio, config = open_run(found, options.weights or "ema"), found.config.sample
     else:
         studio, config = open_published(*published(options)), default_sampling()
-    given = {name: getattr(options, name) for name in ("steps", "guidance", "seed", "fps")}
-    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    config = sampling(options, config)
     bar = Progress("sampling", total=config.steps, unit="step")
     latents = sample_latents(studio, [options.prompt], config, options.negative_prompt, bar.advance_to)
     bar.close()
@@ -67,13 +70,10 @@ def check(options: argparse.Namespace) -> None:
     """Refuses what no sampling could use, before anything is loaded."""
     if not Path(options.source).is_dir():
         raise ValueError(f"{options.source} is no folder; give a run, one of its checkpoints, or published weights")
-    out = Path(options.out)
-    if out.suffix != ".mp4":
+    if Path(options.out).suffix != ".mp4":
         raise ValueError(f"--out is {options.out}; the file must end in .mp4")
-    if out.is_dir():
-        raise ValueError(f"--out is {options.out}, which is a folder; name a file in it")
-    if options.steps is not None and options.steps < 1:
-        raise ValueError(f"--steps is {options.steps}; it must be at least 1")
+    check_file("--out", options.out)
+    sampling(options, default_sampling())
 
 
 def refuse_published_options(options: argparse.Namespace) -> None:
@@ -103,11 +103,15 @@ def published(options: argparse.Namespace):
     )
 
 
-def default_sampling():
+def default_sampling() -> SampleConfig:
     """ContentV's own: 50 Euler steps, guidance 6, 24 frames a second."""
-    from .recipes import contentv_8b
-
     return contentv_8b().sample
+
+
+def sampling(options: argparse.Namespace, config: SampleConfig) -> SampleConfig:
+    """`config` with what the command line changes. Raises ValueError for a value no sampling could use."""
+    given = {name: getattr(options, name) for name in ("steps", "guidance", "seed", "fps")}
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
 if __name__ == "__main__":
