@@ -11,8 +11,9 @@ from ..kernels.registry import choose
 from ..parallel.checkpoint import plain_tensors
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import build_mesh
-from .checkpoints import RESUMED, UNDISTURBED, CheckpointFolder
+from .checkpoints import RESUMED, UNDISTURBED, CheckpointFolder, check_data
 from .data.encode import mean_codec_psnr
+from .data.manifest import Bucket
 from .data.shards import ShardDataset
 from .metrics import METRICS_FILE, read_metrics
 from .probe import probe_loss
@@ -61,10 +62,17 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     if found is None:
         raise ValueError(f"{run_folder} holds no checkpoint; train first, for example: contentv train quickstart")
     train, held_out = (ShardDataset(found.config.data.folder, split) for split in ("train", "held_out"))
-    trained, untrained = _probe(found, kind, train, held_out, progress)
+    check_data(found.folder, found.facts, train.folder, train.codec_identity, train.manifest.text)
+    # What is sampled has the size of the run's largest bucket, so only that one's windows can be near.
+    size = Bucket(*found.facts.clip_size)
+    if size not in train.buckets:
+        there = ", ".join(map(str, train.buckets))
+        raise ValueError(f"{found.folder} samples {size} pixels, but {train.folder} holds {there}: encode those again")
+    resume_bit_equal = resume_is_bit_equal(run_folder)
     studio = open_run(found, kind)
+    trained, untrained = _probe(found, kind, train, held_out, progress)
 
-    windows = train.read(_ids(train))
+    windows = train.read(list(train.samples()[size]))
     captions = sorted(set(windows.captions))
     latents = sample_latents(
         studio, captions, found.config.sample, progress=progress("sampling", found.config.sample.steps, "step")
@@ -76,7 +84,7 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
         held_out_ratio=trained[1] / untrained[1],
         captions=len(captions),
         captions_matched=sum(near == caption for near, caption in zip(nearest, captions, strict=True)),
-        resume_bit_equal=resume_is_bit_equal(run_folder),
+        resume_bit_equal=resume_bit_equal,
         codec_psnr_db=mean_codec_psnr(train.folder),
         samples=dict(zip(captions, studio.codec.decode(latents).cpu(), strict=True)),
     )
@@ -85,22 +93,21 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
 def resume_is_bit_equal(run_folder: Path) -> bool | None:
     """Whether the resumed process repeated the undisturbed one's metrics and tensors bit for bit.
 
-    Compares every step both have after the checkpoint that was resumed from, at least LEAST_STEPS of them, and every
-    tensor of both checkpoints at the last of those steps: weights, masters, moments, average.
+    Compares the LEAST_STEPS steps before the undisturbed process was killed, all of them after the checkpoint that was
+    resumed from, and every tensor of both checkpoints at the last of them: weights, masters, moments, average. A step
+    or a checkpoint that one of the two lacks counts as a difference. None if no process was kept undisturbed.
     """
-    undisturbed = run_folder / UNDISTURBED
-    if not undisturbed.is_dir():
+    undisturbed, resumed = CheckpointFolder(run_folder / UNDISTURBED), CheckpointFolder(run_folder / RESUMED)
+    if not undisturbed.steps():
         return None
-    (before,) = CheckpointFolder(undisturbed).steps()
-    resumed = CheckpointFolder(run_folder / RESUMED)
-    if before not in resumed.steps():
+    last = undisturbed.steps()[-1]
+    if last not in resumed.steps():
         return False
-    ours = _losses(run_folder)
-    theirs = _losses(undisturbed)
-    compared = [step for step in theirs if step in ours and step > before - LEAST_STEPS]
-    if len(compared) < LEAST_STEPS or any(ours[step] != theirs[step] for step in compared):
+    ours, theirs = _losses(run_folder), _losses(run_folder / UNDISTURBED)
+    compared = range(last - LEAST_STEPS + 1, last + 1)
+    if any(step not in ours or step not in theirs or ours[step] != theirs[step] for step in compared):
         return False
-    one, other = plain_tensors(CheckpointFolder(undisturbed).path(before)), plain_tensors(resumed.path(before))
+    one, other = plain_tensors(undisturbed.path(last)), plain_tensors(resumed.path(last))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 

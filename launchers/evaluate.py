@@ -7,7 +7,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SUMMARY_FILE = "summary.json"
 MEASURED = ("seconds", "peak_rss_mib")
@@ -25,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(options.run)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give a run, for example runs/quickstart")
+    measured = recorded(folder)
     # Only now: torch takes seconds, and a mistake should be told at once.
     from ..engine.evaluation import evaluate
     from ..engine.progress import Progress
@@ -32,10 +35,11 @@ def run(argv: Sequence[str]) -> int:
     def progress(title: str, total: int, unit: str):
         return Progress(title, total=total, unit=unit).advance_to
 
+    album = Album.open(folder) if options.pictures else None
     evaluation = evaluate(folder, options.weights, progress)
-    figures = evaluation.figures() | recorded(folder)
-    if options.pictures:
-        draw(folder, evaluation.samples)
+    figures = evaluation.figures() | measured
+    if album:
+        album.draw(evaluation.samples)
     if options.json:
         print(json.dumps(figures))
     else:
@@ -55,23 +59,43 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def recorded(folder: Path) -> dict[str, float | None]:
+    """What only the making of the run could measure; None where its summary.json does not say."""
     path = folder / SUMMARY_FILE
-    values = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: values.get(name) for name in MEASURED}
+    if not path.is_file():
+        return dict.fromkeys(MEASURED)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: values.get(name) for name in MEASURED}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON object ({error}): restore or remove it") from None
 
 
-def draw(folder: Path, samples) -> None:
-    from ..engine import configuration
-    from ..engine.data.clips import read_clip_manifest
-    from ..engine.data.windows import source_windows
-    from ..engine.pictures import write_loss_curve, write_samples, write_sheet
-    from .data import CLIP_MANIFESTS
+@dataclass(frozen=True)
+class Album:
+    """The pictures of a run, and what they show beside its samples, read before any work is done."""
 
-    config = configuration.load(folder / configuration.CONFIG_FILE)
-    write_samples(folder, samples, config.sample.fps)
-    write_loss_curve(folder)
-    clips = read_clip_manifest(CLIP_MANIFESTS / f"{config.recipe}.json")
-    write_sheet(folder, source_windows(clips, Path(config.data.folder).parent / "clips"), samples)
+    folder: Path
+    fps: float
+    sources: dict[str, Any]
+    """Caption -> pixels_3FYX of a window of its clip."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "Album":
+        from ..engine import configuration
+        from ..engine.data.clips import read_clip_manifest
+        from ..engine.data.windows import source_windows
+        from .data import CLIP_MANIFESTS
+
+        config = configuration.load(folder / configuration.CONFIG_FILE)
+        clips = read_clip_manifest(CLIP_MANIFESTS / f"{config.recipe}.json")
+        return cls(folder, config.sample.fps, source_windows(clips, Path(config.data.folder).parent / "clips"))
+
+    def draw(self, samples: dict[str, Any]) -> None:
+        from ..engine.pictures import write_loss_curve, write_samples, write_sheet
+
+        write_samples(self.folder, samples, self.fps)
+        write_loss_curve(self.folder)
+        write_sheet(self.folder, self.sources, samples)
 
 
 if __name__ == "__main__":
