@@ -4,6 +4,7 @@ The file holds inputs, outputs and gradients of the loss mean((velocity - (noise
 encoder_hidden_states, pooled_projections, velocity, loss, grad_norm.NAME for every parameter and grad.NAME for some.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +52,14 @@ def compare(folder: str | Path, golden_file: str | Path, position: Position | No
     golden = _read_golden(golden_file)
     model = MMDiT.from_pretrained(folder, position)
     _check_golden(golden_file, golden, model)
+    golden = {key: value.to(model.mesh.device) for key, value in golden.items()}
 
     loss = _loss(model, golden)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     rows = [Comparison("velocity", relative_error(model_velocity(model, golden), golden["velocity"]), OUTPUT_TOLERANCE)]
     rows.append(Comparison("loss", relative_error(loss.detach().reshape(1), golden["loss"]), OUTPUT_TOLERANCE))
+    rows += _inputs(golden)
     for name, gradient in published_tensors(model.config, gradients.__getitem__):
         key = f"grad_norm.{name}"
         rows.append(Comparison(key, relative_error(gradient.norm().reshape(1), golden[key]), GRADIENT_TOLERANCE))
@@ -71,6 +74,15 @@ def model_velocity(model: MMDiT, golden: dict[str, torch.Tensor]) -> torch.Tenso
     """[B, C, F, Y, X] of the golden inputs."""
     text, pooled = golden["encoder_hidden_states"], golden["pooled_projections"]
     return model.velocity(golden["x_t"], golden["sigma"], text, pooled)
+
+
+def _inputs(golden: dict[str, torch.Tensor]) -> Iterator[Comparison]:
+    """What the file says twice must agree with itself: another convention of time or noise is told apart here."""
+    sigma = golden["sigma"].view(-1, 1, 1, 1, 1)
+    x_t = (1 - sigma) * golden["x0"] + sigma * golden["noise"]
+    yield Comparison("x_t", relative_error(x_t, golden["x_t"]), OUTPUT_TOLERANCE)
+    if "timestep" in golden:
+        yield Comparison("timestep", relative_error(1000 * golden["sigma"], golden["timestep"]), OUTPUT_TOLERANCE)
 
 
 def _loss(model: MMDiT, golden: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -106,21 +118,26 @@ def _check_golden(path: Path, golden: dict[str, torch.Tensor], model: MMDiT) -> 
         if kind in ("grad", "grad_norm") and name not in shapes:
             raise ValueError(f"{path}: {key} names no parameter of the model; expected one of its {len(shapes)} names")
         expected = _expected_shape(key, golden, model, shapes)
-        if expected is not None and tuple(value.shape) != expected:
+        if tuple(value.shape) != expected:
             raise ValueError(f"{path}: tensor {key} has shape {list(value.shape)}; expected {list(expected)}")
         if not value.is_floating_point():
             raise ValueError(f"{path}: tensor {key} is {value.dtype}; expected a floating-point type")
 
 
-def _expected_shape(key, golden, model, shapes) -> tuple[int, ...] | None:
-    """None for a tensor that may have any shape: those of a single value, and those nothing reads."""
+def _expected_shape(key, golden, model, shapes) -> tuple[int, ...]:
+    """Of a known key; a key nobody reads may have any shape."""
     batch, _, frames, rows, columns = golden["velocity"].shape
-    latents = (batch, model.config.channels, frames, rows, columns)
-    if key.startswith("grad."):
-        return shapes[key.removeprefix("grad.")]
-    fixed = {
+    kind, _, name = key.partition(".")
+    if kind == "grad":
+        return shapes[name]
+    if kind in ("grad_norm", "loss"):
+        return () if golden[key].dim() == 0 else (1,)
+    if key in ("x0", "noise", "x_t", "velocity"):
+        return batch, model.config.channels, frames, rows, columns
+    expected = {
         "sigma": (batch,),
+        "timestep": (batch,),
         "encoder_hidden_states": (batch, golden["encoder_hidden_states"].shape[1], model.config.text_width),
         "pooled_projections": (batch, model.config.pooled_width),
     }
-    return fixed.get(key, latents if key in ("x0", "noise", "x_t", "velocity") else None)
+    return expected.get(key, tuple(golden[key].shape))

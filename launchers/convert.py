@@ -25,10 +25,11 @@ def run(argv: Sequence[str]) -> int:
 
     rows = compare(options.folder, options.golden, options.position)
     failed = [row for row in rows if not row.passed]
-    shown = rows if options.all else [*rows[:2], *(row for row in failed if row not in rows[:2])]
+    outputs = [row for row in rows if not row.name.startswith("grad")]
+    shown = rows if options.all else [*outputs, *(row for row in failed if row not in outputs)]
     for row in shown:
         print(f"{'ok  ' if row.passed else 'FAIL'} {row.error:9.2e} of {row.tolerance:.0e}  {row.name}")
-    worst = max(rows[2:], key=lambda row: row.error)
+    worst = max((row for row in rows if row not in outputs), key=lambda row: row.error)
     print(f"{len(rows) - len(failed)} of {len(rows)} agree; worst gradient {worst.error:.2e} at {worst.name}")
     return DIFFERENT if failed else 0
 

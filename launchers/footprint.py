@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 
 import psutil
 
 INTERVAL = 0.5
 """Seconds between two looks at the memory."""
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Footprint:
@@ -26,36 +29,55 @@ class Footprint:
         """Runs a stage to its end; returns its stdout where `stdout=PIPE` is among the options.
 
         `watch(process)` is called at every look and may kill the stage. The stage has a process group of its own, which
-        is killed whole if this process is interrupted. Raises CalledProcessError for a status that is not 0, unless
-        `watch` killed it.
+        is killed whole if this process is interrupted. Raises CalledProcessError for a status that is not 0, being
+        killed by `watch` included, and whatever `watch` raises, which ends the stage.
         """
         with subprocess.Popen(command, start_new_session=True, text=True, **options) as process:
             done = threading.Event()
-            looking = threading.Thread(target=self._look, args=(process, watch, done))
-            looking.start()
-            try:
-                output, _ = process.communicate()
-            except BaseException:
-                kill(process)
-                raise
-            finally:
-                done.set()
-                looking.join()
-        if process.returncode not in (0, -signal.SIGKILL if watch else 0):
+            with ThreadPoolExecutor(max_workers=1) as threads:
+                looking = threads.submit(self._look, process, watch, done)
+                try:
+                    output, _ = process.communicate()
+                except BaseException:
+                    kill(process)
+                    raise
+                finally:
+                    done.set()
+            looking.result()
+        if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
         return output
 
     def _look(self, process, watch, done: threading.Event) -> None:
-        while not done.wait(INTERVAL):
-            self.peak_rss_mib = max(self.peak_rss_mib, tree_rss_mib(os.getpid()))
-            if watch:
-                watch(process)
+        try:
+            while not done.wait(INTERVAL):
+                self.peak_rss_mib = max(self.peak_rss_mib, tree_rss_mib(os.getpid()))
+                if watch:
+                    watch(process)
+        except BaseException:
+            kill(process)
+            raise
 
 
 def kill(process: subprocess.Popen) -> None:
     """SIGKILL to a stage and everything it started, as a failing machine would."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def ending_like_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt too: no stage outlives the command that started it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    replaced = {number: signal.signal(number, interrupt) for number in END_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 def tree_rss_mib(root: int) -> float:
