@@ -4,9 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import psutil
@@ -28,35 +26,28 @@ class Footprint:
     def run(self, command: Sequence[str], watch: Callable[[subprocess.Popen], None] | None = None, **options) -> str:
         """Runs a stage to its end; returns its stdout where `stdout=PIPE` is among the options.
 
-        `watch(process)` is called at every look and may kill the stage. The stage has a process group of its own, which
-        is killed whole if this process is interrupted. Raises CalledProcessError for a status that is not 0, being
-        killed by `watch` included, and whatever `watch` raises, which ends the stage.
+        `watch(process)` is called at every look and may kill the stage. The stage has a process group of its own, of
+        which nothing is left in the end, also if this process is interrupted. Raises CalledProcessError for a status
+        that is not 0, being killed by `watch` included, and whatever `watch` raises, which ends the stage.
         """
         with subprocess.Popen(command, start_new_session=True, text=True, **options) as process:
-            done = threading.Event()
-            with ThreadPoolExecutor(max_workers=1) as threads:
-                looking = threads.submit(self._look, process, watch, done)
-                try:
-                    output, _ = process.communicate()
-                except BaseException:
-                    kill(process)
-                    raise
-                finally:
-                    done.set()
-            looking.result()
+            try:
+                output = self._output(process, watch)
+            finally:
+                # Whatever ended it: a rank that is killed leaves its helper processes behind.
+                kill(process)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
         return output
 
-    def _look(self, process, watch, done: threading.Event) -> None:
-        try:
-            while not done.wait(INTERVAL):
+    def _output(self, process: subprocess.Popen, watch: Callable[[subprocess.Popen], None] | None) -> str:
+        while True:
+            try:
+                return process.communicate(timeout=INTERVAL)[0]
+            except subprocess.TimeoutExpired:
                 self.peak_rss_mib = max(self.peak_rss_mib, tree_rss_mib(os.getpid()))
                 if watch:
                     watch(process)
-        except BaseException:
-            kill(process)
-            raise
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -1,0 +1,208 @@
+"""`contentv quickstart`: what a first and a second call do, and how a call goes on where another was interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from contentv.engine.checkpoints import CheckpointFolder
+from contentv.launchers import footprint, quickstart, recipes
+from tests.launchers import fake_stage
+
+FAKE = fake_stage.__file__
+RUN = Path("runs/quickstart")
+FIRST = ["data quickstart --clips-only", "data quickstart", "train quickstart", "train quickstart",
+         "evaluate runs/quickstart --json --pictures"]  # fmt: skip
+HALF = fake_stage.LAST // 2
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path, monkeypatch):
+    """The recipe scaled down to 40 steps that a stand-in takes; the kill comes at step 30."""
+    monkeypatch.chdir(tmp_path)
+    base = recipes.quickstart()
+    config = replace(base, trainer=replace(base.trainer, max_steps=fake_stage.LAST, checkpoint_every=fake_stage.EVERY))
+    monkeypatch.setitem(recipes.RECIPES, "quickstart", lambda: config)
+    monkeypatch.setattr(quickstart, "REPEATED", fake_stage.HELD_AT - HALF)
+    monkeypatch.setattr(quickstart, "stage", lambda *words: [sys.executable, FAKE, *words])
+    monkeypatch.setattr(footprint, "INTERVAL", 0.01)
+    monkeypatch.setenv("HOLD", "")
+
+
+def calls():
+    """What was started since the last look."""
+    log = Path("calls.log")
+    started = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return started
+
+
+def processes(folder):
+    """Step -> the process that took it; every step stands once."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {line["step"]: line["process"] for line in lines}
+
+
+def check_evidence():
+    """The killed process's steps and last checkpoint, and the resumed process's checkpoint of that same step."""
+    undisturbed, resumed = CheckpointFolder(RUN / "undisturbed"), CheckpointFolder(RUN / "resumed")
+    assert undisturbed.steps() == resumed.steps() == [30]
+    before, after = processes(RUN / "undisturbed"), processes(RUN)
+    assert list(before) == list(range(1, 31)) and len(after) == fake_stage.LAST
+    assert all(before[step] != after[step] for step in range(HALF + 1, 31)), "the same process took both"
+    assert all(before[step] == after[step] for step in range(1, HALF + 1)), "it did not resume from the half"
+    wrote = [(folder.path(30) / "tensors").read_text() for folder in (undisturbed, resumed)]
+    assert wrote == [str(before[30]), str(after[30])]
+    assert CheckpointFolder(RUN).steps() == [30, 40]
+
+
+def test_the_first_call_makes_everything_and_the_second_reuses_it(capfd):
+    assert quickstart.main([]) == 0
+    printed = capfd.readouterr()
+    assert calls() == FIRST
+    check_evidence()
+    for place in quickstart.PLACES.values():
+        assert (RUN / place).exists() and f" {RUN / place}\n" in printed.out
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert summary["probe_ratio"] == 0.2 and summary["seconds"] > 0 and summary["peak_rss_mib"] > 10
+    assert printed.out.endswith((RUN / "summary.json").read_text())
+
+    assert quickstart.main([]) == 0
+    printed = capfd.readouterr()
+    assert calls() == FIRST[:2], "fetching and encoding know for themselves what is there"
+    assert "training: reusing runs/quickstart/checkpoints/step-00000040, which is complete" in printed.err
+    assert "samples and figures: reusing those of runs/quickstart/summary.json" in printed.err
+    assert json.loads((RUN / "summary.json").read_text()) == summary
+
+    (RUN / "contact_sheet.png").unlink()
+    assert quickstart.main([]) == 0
+    assert calls() == [*FIRST[:2], FIRST[-1]]
+    assert json.loads((RUN / "summary.json").read_text())["seconds"] >= summary["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "again"),
+    [
+        ("1:0:3", 3, FIRST),
+        ("2:0:3", 3, FIRST),
+        ("3:5:3", 3, FIRST),
+        ("3:15:75", 75, FIRST),
+        ("3:15:SIGKILL", 1, FIRST),
+        ("3:25:3", 3, FIRST),
+        ("3:25:SIGKILL", 1, FIRST),
+        ("4:21:3", 3, [*FIRST[:2], *FIRST[3:]]),
+        ("4:25:SIGKILL", 1, [*FIRST[:2], *FIRST[3:]]),
+        ("4:35:75", 75, [*FIRST[:2], *FIRST[3:]]),
+        ("5:0:3", 3, [*FIRST[:2], *FIRST[4:]]),
+    ],
+)
+def test_a_call_goes_on_where_another_failed(monkeypatch, capfd, trouble, status, again):
+    monkeypatch.setenv("TROUBLE", trouble)
+    assert quickstart.main([]) == status
+    failed = int(trouble.split(":")[0])
+    assert f"error: the stage `{FIRST[failed - 1]}` ended with status" in capfd.readouterr().err
+    assert calls() == FIRST[:failed]
+    monkeypatch.delenv("TROUBLE")
+    assert quickstart.main([]) == 0
+    assert calls() == again
+    check_evidence()
+
+
+@pytest.mark.parametrize("place", ["copy", "rmtree"])
+def test_an_interruption_between_kill_and_resume_is_repeated_whole(monkeypatch, capfd, place):
+    with monkeypatch.context() as patch:
+        # The third removal is that of a copy's leftovers, as the resumed process publishes its checkpoint.
+        real, left = getattr(shutil, place), [2 if place == "rmtree" else 0]
+
+        def interrupted(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        patch.setattr(quickstart.shutil, place, interrupted)
+        assert quickstart.main([]) == 130
+    assert calls() == FIRST[: 3 if place == "copy" else 4]
+    assert quickstart.main([]) == 0
+    check_evidence()
+
+
+def test_a_checkpoint_that_could_not_be_kept_ends_the_stage_and_is_kept_by_the_next_call(monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quickstart, "hard_link", full)
+        with pytest.raises(OSError, match="no space left"):
+            quickstart.main([])
+    assert calls() == FIRST[:4]
+    assert quickstart.main([]) == 0
+    check_evidence()
+
+
+def test_a_run_that_was_never_killed_is_finished_and_said_to_have_no_evidence(monkeypatch, capfd):
+    monkeypatch.delenv("HOLD")
+    trouble = {**os.environ, "TROUBLE": "1:35:0"}
+    subprocess.run([sys.executable, FAKE, "train", "quickstart"], check=True, env=trouble)
+    shutil.rmtree(CheckpointFolder(RUN).path(20))
+    calls()
+    assert quickstart.main([]) == 0
+    assert calls() == [*FIRST[:2], *FIRST[3:]]
+    assert "past step 30 and was never killed" in capfd.readouterr().err
+    assert not (RUN / "undisturbed").exists() and not (RUN / "resumed").exists()
+
+
+def test_time_and_memory_of_interrupted_calls_count(monkeypatch):
+    monkeypatch.setenv("TROUBLE", "4:25:3")
+    assert quickstart.main([]) == 3
+    spent = json.loads((RUN / "spent.json").read_text())
+    assert spent["seconds"] > 0 and spent["peak_rss_mib"] > 10
+    (RUN / "spent.json").write_text(json.dumps({"seconds": 1000.0, "peak_rss_mib": 99999.0}))
+    monkeypatch.delenv("TROUBLE")
+    assert quickstart.main([]) == 0
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert 1000 < summary["seconds"] < 1100 and summary["peak_rss_mib"] == 99999.0
+
+
+HANG = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+from contentv.launchers import quickstart
+hang = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).wait()"
+quickstart.stage = lambda *words: [sys.executable, "-c", hang]
+sys.exit(quickstart.main([]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_the_stage_and_all_it_started(number):
+    with open("stderr.log", "w") as log:
+        command = subprocess.Popen([sys.executable, "-c", HANG], stderr=log, start_new_session=True)
+    try:
+        started = wait_for(lambda: psutil.Process(command.pid).children(recursive=True), 2)
+        command.send_signal(number)
+        assert command.wait(timeout=20) == 130
+        assert not psutil.wait_procs(started, timeout=10)[1], "a process outlived the command"
+        assert Path("stderr.log").read_text() == "interrupted; the same command goes on from here\n"
+    finally:
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        command.wait()
+
+
+def wait_for(look, count):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if len(found := look()) >= count:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{look()} after 30 seconds")
