@@ -9,6 +9,7 @@ import pytest
 
 from contentv.launchers import footprint
 from contentv.launchers.footprint import Footprint, kill, tree_rss_mib
+from tests.launchers.processes import all_end
 
 PARENT = """
 import subprocess, sys
@@ -64,7 +65,7 @@ def test_nothing_that_a_failed_stage_started_is_left():
             Footprint().run(python(f"{code} import time; time.sleep(0.4); {end}"), watch=watch)
         except subprocess.CalledProcessError:
             assert end != "sys.exit(0)"
-        assert started and not psutil.wait_procs(started, timeout=10)[1]
+        assert started and all_end(started)
 
 
 def test_what_watch_raises_ends_the_stage():

@@ -16,6 +16,7 @@ import pytest
 from contentv.engine.checkpoints import CheckpointFolder
 from contentv.launchers import footprint, quickstart, recipes
 from tests.launchers import fake_stage
+from tests.launchers.processes import all_end
 
 FAKE = fake_stage.__file__
 RUN = Path("runs/quickstart")
@@ -191,7 +192,7 @@ def test_an_interrupt_ends_the_stage_and_all_it_started(number):
         started = wait_for(lambda: psutil.Process(command.pid).children(recursive=True), 2)
         command.send_signal(number)
         assert command.wait(timeout=20) == 130
-        assert not psutil.wait_procs(started, timeout=10)[1], "a process outlived the command"
+        assert all_end(started), "a process outlived the command"
         assert Path("stderr.log").read_text() == "interrupted; the same command goes on from here\n"
     finally:
         for process in psutil.Process().children(recursive=True):
