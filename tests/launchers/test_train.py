@@ -11,22 +11,29 @@ from contentv.launchers import train
 
 
 def trainer(monkeypatch, complete, seen):
+    """A trainer that ends at once; with `complete` None by a loss that is not finite."""
+
     def fake(config, signals):
         seen.append((config.trainer.max_steps, signals.stop_requested))
+        if complete is None:
+            raise module.NonFiniteError("step 3 is not finite")
         return SimpleNamespace(complete=complete)
 
-    module = ModuleType("contentv.engine.trainer")
-    module.train = fake
-    monkeypatch.setitem(sys.modules, "contentv.engine.trainer", module)
+    module, mesh = ModuleType("contentv.engine.trainer"), ModuleType("contentv.parallel.mesh")
+    module.train, module.NonFiniteError = fake, type("NonFiniteError", (ArithmeticError,), {})
+    mesh.leave_world = lambda: seen.append("left")
+    for stand_in in (module, mesh):
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
 
 
-@pytest.mark.parametrize("complete, status", [(True, 0), (False, 75)])
-def test_the_status_says_whether_the_run_is_complete(monkeypatch, complete, status):
+@pytest.mark.parametrize("complete, status", [(True, 0), (False, 75), (None, 1)])
+def test_the_status_says_how_the_run_ended(monkeypatch, capsys, complete, status):
     seen = []
     trainer(monkeypatch, complete, seen)
     before = signal.getsignal(signal.SIGTERM)
     assert train.main(["quickstart", "--trainer.max-steps", "3"]) == status
-    assert seen == [(3, False)]
+    assert seen == [(3, False), "left"]
+    assert capsys.readouterr().err == ("error: step 3 is not finite\n" if complete is None else "")
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -51,9 +58,10 @@ class Early:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 sys.meta_path.insert(0, Early())
-trainer = types.ModuleType("contentv.engine.trainer")
+trainer, mesh = types.ModuleType("contentv.engine.trainer"), types.ModuleType("contentv.parallel.mesh")
 trainer.train = lambda config, signals: types.SimpleNamespace(complete=not signals.stop_requested)
-sys.modules["contentv.engine.trainer"] = trainer
+trainer.NonFiniteError, mesh.leave_world = ArithmeticError, lambda: None
+sys.modules |= {module.__name__: module for module in (trainer, mesh)}
 sys.argv = ["train", "quickstart"]
 runpy.run_module("contentv.launchers.train", run_name="__main__", alter_sys=True)
 """
