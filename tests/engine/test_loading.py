@@ -10,7 +10,7 @@ from contentv.engine.loading import StepLoader
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("data_size", "micro_batch"), [(1, 1), (1, 3), (1, 6), (2, 2), (3, 2), (6, 1)])
+@pytest.mark.parametrize(("data_size", "micro_batch"), [(1, 1), (1, 3), (1, 6), (2, 3), (3, 2), (6, 1)])
 def test_ranks_share_the_global_batch_in_order(shards, data_size, micro_batch):
     dataset = ShardDataset(shards)
     sampler = Sampler(dataset.samples(), batch=6, seed=4)
