@@ -13,7 +13,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import configuration
+from . import config_yaml
 from .config import RunConfig
 from .data.manifest import TextEntry
 
@@ -74,7 +74,7 @@ class CheckpointFolder:
 def write_facts(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_folder: Path) -> None:
     """The small files of a checkpoint that is being written in `folder`."""
     shutil.copytree(codec_folder, folder / CODEC_FOLDER)
-    configuration.save(config, folder)
+    config_yaml.save(config, folder)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     content = {"format": FORMAT, **asdict(facts), "files": sizes}
     (folder / FACTS_FILE).write_text(json.dumps(content, indent=2) + "\n")
@@ -108,7 +108,7 @@ def _check_files(folder: Path, sizes: dict[str, int]) -> None:
 
 def check_resume(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_identity: str, text: TextEntry) -> None:
     """Refuses a configuration or data that would go on with another model, other samples or another number format."""
-    before = configuration.load(folder / configuration.CONFIG_FILE)
+    before = config_yaml.load(folder / config_yaml.CONFIG_FILE)
     fixed = {
         "model": lambda run: run.model,
         "trainer.seed": lambda run: run.trainer.seed,
@@ -142,4 +142,4 @@ def check_data(folder: Path, facts: CheckpointFacts, shards: str | Path, codec_i
 
 
 def _plain(value) -> str:
-    return str(configuration.to_plain(value)) if not isinstance(value, str) else value
+    return str(config_yaml.to_plain(value)) if not isinstance(value, str) else value

@@ -23,7 +23,7 @@ from ..model.text.text import TextEncoder
 from ..parallel import checkpoint
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
-from . import configuration
+from . import config_yaml
 from .checkpoints import CODEC_FOLDER, FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts
 from .config import RunConfig, SampleConfig
 from .session import DTYPES
@@ -77,7 +77,7 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
         folder = CheckpointFolder(folder).latest()
         if folder is None:
             return None
-    return Checkpoint(folder, read_facts(folder), configuration.load(folder / configuration.CONFIG_FILE))
+    return Checkpoint(folder, read_facts(folder), config_yaml.load(folder / config_yaml.CONFIG_FILE))
 
 
 def open_run(found: Checkpoint, kind: WeightsKind) -> Studio:

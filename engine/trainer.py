@@ -15,7 +15,7 @@ import torch
 
 from ..kernels.device import peak_memory_mib
 from ..model.embeddings import token_grid
-from . import configuration
+from . import config_yaml
 from .config import OptimizerConfig, RunConfig
 from .metrics import MetricsWriter, TrainingStep
 from .probe import probe_loss
@@ -63,7 +63,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     session = open_session(config)
     trainer, writes = session.config.trainer, session.mesh.rank == 0
     if writes:
-        configuration.save(session.config, config.run.folder)
+        config_yaml.save(session.config, config.run.folder)
         (Path(config.run.folder) / OUTCOME_FILE).unlink(missing_ok=True)
         announce(session)
     metrics = MetricsWriter(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from ..engine.config import RunConfig
-from ..engine.configuration import load, nearest
+from ..engine.config_yaml import load, nearest
 from .recipes import RECIPES
 
 MISTAKE = 2

@@ -81,12 +81,12 @@ class Album:
 
     @classmethod
     def open(cls, folder: Path) -> "Album":
-        from ..engine import configuration
+        from ..engine import config_yaml
         from ..engine.data.clips import read_clip_manifest
         from ..engine.data.windows import source_windows
         from .data import CLIP_MANIFESTS
 
-        config = configuration.load(folder / configuration.CONFIG_FILE)
+        config = config_yaml.load(folder / config_yaml.CONFIG_FILE)
         clips = read_clip_manifest(CLIP_MANIFESTS / f"{config.recipe}.json")
         return cls(folder, config.sample.fps, source_windows(clips, Path(config.data.folder).parent / "clips"))
 

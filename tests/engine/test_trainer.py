@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contentv.engine import configuration, trainer
+from contentv.engine import config_yaml, trainer
 from contentv.engine.checkpoints import CheckpointFolder, read_facts
 from contentv.engine.metrics import read_metrics
 from contentv.engine.session import Session
@@ -75,7 +75,7 @@ def test_checkpoints_come_when_due_and_the_oldest_go(shards, tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".*"))
     facts = read_facts(CheckpointFolder(tmp_path).path(7))
     assert (facts.step, facts.sample_index, facts.clip_size) == (7, 28, (5, 32, 48))
-    assert configuration.load(tmp_path / "config.yaml").kernels.wishes() == facts.kernels
+    assert config_yaml.load(tmp_path / "config.yaml").kernels.wishes() == facts.kernels
 
 
 def test_metrics_up_to_a_checkpoint_are_on_disk_before_it_is_published(shards, tmp_path, monkeypatch):

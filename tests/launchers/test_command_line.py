@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from contentv.engine.configuration import save
+from contentv.engine.config_yaml import save
 from contentv.launchers import contentv as command
 from contentv.launchers.command_line import call, parse_run
 from contentv.launchers.recipes import RECIPES, quickstart
@@ -50,7 +50,7 @@ def test_help_recipes_and_configuration_never_import_torch():
         BLOCK
         + "from contentv.launchers.contentv import main\n"
         + "from contentv.launchers.recipes import RECIPES\n"
-        + "from contentv.engine.configuration import from_yaml, to_yaml\n"
+        + "from contentv.engine.config_yaml import from_yaml, to_yaml\n"
         + "assert main(['--help']) == 0 and main(['train', 'nothing']) == 2\n"
         + "assert all(from_yaml(to_yaml(recipe())) == recipe() for recipe in RECIPES.values())\n"
         + "main(['train', 'quickstart', '--help'])\n",

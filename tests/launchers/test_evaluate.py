@@ -8,7 +8,7 @@ from dataclasses import replace
 import av
 import pytest
 
-from contentv.engine import configuration
+from contentv.engine import config_yaml
 from contentv.engine.data import windows as window_reader
 from contentv.launchers import evaluate
 from tests.engine.real_run import CAPTIONS, windows
@@ -53,8 +53,8 @@ def summarised(real_run, tmp_path):
 
 
 def test_pictures_and_what_only_the_run_could_measure(summarised, capfd, monkeypatch):
-    config = configuration.load(summarised / "config.yaml")
-    configuration.save(replace(config, sample=replace(config.sample, fps=5.0)), summarised)
+    config = config_yaml.load(summarised / "config.yaml")
+    config_yaml.save(replace(config, sample=replace(config.sample, fps=5.0)), summarised)
     monkeypatch.setattr(
         window_reader, "source_windows", lambda *_: {name: group[2] for name, group in windows().items()}
     )

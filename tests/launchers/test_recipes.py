@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from contentv.engine.configuration import load, to_yaml
+from contentv.engine.config_yaml import load, to_yaml
 from contentv.launchers.recipes import RECIPES
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contentv.engine.configuration import CONFIG_FILE, from_yaml, load, save, to_plain, to_yaml
+from contentv.engine.config_yaml import CONFIG_FILE, from_yaml, load, save, to_plain, to_yaml
 from contentv.kernels.config import KernelConfig
 from contentv.launchers.recipes import RECIPES, quickstart
 
