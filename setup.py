@@ -27,5 +27,5 @@ setup(
     version=version(),
     packages=packages(),
     package_dir={"contentv": "."},
-    package_data={"contentv.launchers": ["clips/*.json", "clips/*.yaml"]},
+    package_data={"contentv.launchers": ["clips/*.json"]},
 )

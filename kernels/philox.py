@@ -35,7 +35,6 @@ class Stream(IntEnum):
     CAPTION_DROPOUT = 2
     SHUFFLE = 3
     SAMPLING = 4
-    PROBE = 5
 
 
 Counter = int | Tensor

@@ -23,13 +23,14 @@ class ParallelConfig:
         for name in ("tensor", "pipeline", "context"):
             if getattr(self, name) != 1:
                 raise ValueError(
-                    f"parallel.{name} is {getattr(self, name)}; only 1 is available yet (data parallel only; other "
-                    "layouts are issue 4): leave it at 1 and start more processes, each adds a data-parallel rank"
+                    f"parallel.{name} is {getattr(self, name)}; only 1 is available (data parallel only; other "
+                    "layouts are not available yet): leave it at 1 and start more processes, each adds a data-parallel "
+                    "rank"
                 )
         if self.sequence:
             raise ValueError(
-                "parallel.sequence is True; only False is available yet (data parallel only; other layouts are "
-                "issue 4): leave it out"
+                "parallel.sequence is True; only False is available (data parallel only; other layouts are "
+                "not available yet): leave it out"
             )
 
     @property

@@ -54,10 +54,6 @@ class Sampler:
         ordinal = self._batches_before(bucket, epoch) + int((turns[:-1] == bucket).sum())
         return self.buckets[bucket], self._stream(bucket, ordinal * self.size, self.size)
 
-    def epoch(self, index: int) -> int:
-        """The epoch of the batch that begins at global sample index `index`."""
-        return self._epoch_of(index // self.size)
-
     @property
     def _all(self) -> range:
         return range(len(self.buckets))

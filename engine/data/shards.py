@@ -66,10 +66,6 @@ class ShardDataset:
         return self.folder / self.manifest.codec_folder
 
     @property
-    def text_identity(self) -> str:
-        return self.manifest.text.identity
-
-    @property
     def buckets(self) -> dict[Bucket, int]:
         """Bucket -> number of samples, in a fixed order."""
         return {bucket: len(samples) for bucket, samples in self.samples().items()}

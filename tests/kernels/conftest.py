@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from contentv.kernels.device import detect
 from contentv.kernels.registry import TABLE
+from contentv.parallel.accelerator import present
 
 FLOOR = 4 * 2.0**-23
 """4 ULP of fp32 relative to the largest value: what a different order of summation may cost when the baseline is
@@ -55,7 +55,7 @@ def agree():
     """
 
     def check(op: str, case, dtype: torch.dtype, oracle: Callable, differentiable: tuple[str, ...] = ()) -> None:
-        device = detect()
+        device = present()
         inputs = import_module(f"contentv.kernels.{op}.cases").inputs(case, dtype=dtype, device=device)
         truth = run(oracle, inputs, differentiable, torch.float64)
         plain = run(oracle, inputs, differentiable, dtype)

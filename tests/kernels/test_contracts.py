@@ -8,9 +8,9 @@ from typing import get_type_hints
 import pytest
 import torch
 
-from contentv.kernels.device import detect
 from contentv.kernels.ranks import DEVICE_TYPES, OPERATIONS, RANKS
 from contentv.kernels.registry import TABLE, KernelSet, choose
+from contentv.parallel.accelerator import present
 
 FOLDER = Path(inspect.getfile(KernelSet)).parent
 
@@ -66,8 +66,8 @@ def test_cases_are_named_once_and_fit_the_contract(op):
 @pytest.mark.parametrize(("op", "name"), TABLE)
 def test_a_backend_has_the_contracts_face(op, name):
     backend = TABLE[op, name]
-    if backend.refuses(detect()):
-        pytest.skip(backend.refuses(detect()))
+    if backend.refuses(present()):
+        pytest.skip(backend.refuses(present()))
     assert face(backend.load()) == face(contract(op).__call__, skip_self=True)
 
 

@@ -7,9 +7,9 @@ import torch
 
 from contentv.kernels.backend import Backend
 from contentv.kernels.config import KernelConfig
-from contentv.kernels.device import detect
 from contentv.kernels.ranks import DEVICE_TYPES, OPERATIONS, RANKS
 from contentv.kernels.registry import TABLE, choose, tabulate
+from contentv.parallel.accelerator import present
 
 
 def fake(name, devices=("cpu",), reason=None, op="mlp_gelu"):
@@ -122,4 +122,4 @@ def test_table_and_set_are_frozen():
 
 
 def test_the_present_device_has_kernels():
-    assert choose(detect()).device == detect()
+    assert choose(present()).device == present()

@@ -78,7 +78,7 @@ def test_buckets_splits_and_identities(folder):
     assert dataset.buckets == {IMAGE: 1, SMALL: 5}
     assert dataset.samples() == {IMAGE: (1,), SMALL: (2, 4, 5, 9, 70_000)}
     assert ShardDataset(folder, "held_out").samples() == {SMALL: (3,)}
-    assert (dataset.codec_identity, dataset.text_identity) == ("codec-identity", "text-identity")
+    assert (dataset.codec_identity, dataset.manifest.text.identity) == ("codec-identity", "text-identity")
     assert dataset.manifest.counts() == {"held_out": {"5x16x24": 1}, "train": {"1x8x8": 1, "5x16x24": 5}}
     tokens, pooled = dataset.empty_caption()
     assert torch.equal(tokens, torch.full((3, 7), 0.25)) and torch.equal(pooled, torch.full((5,), 0.5))
