@@ -28,8 +28,15 @@ class StepLoader:
 
 
 def to_device(batch: Batch, device: torch.device) -> Clips:
+    """Clips on `device`; on an accelerator by way of pinned memory, so that the host does not wait for the copy."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        if device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(device, non_blocking=True)
+
     return Clips(
-        latents_BCFYX=batch.latents_BCFYX.to(device, non_blocking=True),
-        caption=Caption(batch.tokens_BTD.to(device, non_blocking=True), batch.pooled_BD.to(device, non_blocking=True)),
-        sample_B=batch.sample_B.to(device, non_blocking=True),
+        latents_BCFYX=move(batch.latents_BCFYX),
+        caption=Caption(move(batch.tokens_BTD), move(batch.pooled_BD)),
+        sample_B=move(batch.sample_B),
     )

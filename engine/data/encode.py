@@ -67,11 +67,11 @@ def encode_clips(
     passes = iter(("fitting bases", "fitting decoder"))
     codec = fit(lambda: _training_pixels(clips, clip_folder, next(passes)))
     captions = list(clips.captions())
-    tokens_BTD, pooled_BD = text.encode(captions)
+    tokens_BTW, pooled_BW = text.encode(captions)
     writer = ShardWriter(folder, samples_per_shard=settings.samples_per_shard)
     for window in _progress(clips, clip_folder, "encoding"):
         row = captions.index(window.caption)
-        writer.add(window.split, clips.bucket, _sample(window, codec, tokens_BTD[row], pooled_BD[row]))
+        writer.add(window.split, clips.bucket, _sample(window, codec, tokens_BTW[row], pooled_BW[row]))
     return writer.close(codec, text, source_of(clips, settings))
 
 
@@ -93,13 +93,13 @@ def mean_codec_psnr(folder: Path, split: str = "train") -> float:
     return sum(values) / len(values)
 
 
-def _sample(window: Window, codec: Codec, tokens_TD: Tensor, pooled_D: Tensor) -> Sample:
+def _sample(window: Window, codec: Codec, tokens_TW: Tensor, pooled_W: Tensor) -> Sample:
     pixels_3FYX = window.pixels_3FYX
     return Sample(
         sample=window.sample,
         latents_CFYX=codec.encode(pixels_3FYX[None])[0],
-        tokens_TD=tokens_TD,
-        pooled_D=pooled_D,
+        tokens_TW=tokens_TW,
+        pooled_W=pooled_W,
         facts={
             "caption": window.caption,
             "clip": window.clip,

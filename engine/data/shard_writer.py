@@ -36,8 +36,8 @@ class Sample:
     sample: int
     """Unique over all splits, below 2^32: it is a word of the Philox counter."""
     latents_CFYX: Tensor
-    tokens_TD: Tensor
-    pooled_D: Tensor
+    tokens_TW: Tensor
+    pooled_W: Tensor
     facts: dict
     """JSON values beside the tensors: caption, clip, first frame."""
 
@@ -79,10 +79,10 @@ class ShardWriter:
         for key in list(self._open):
             self._finish(key)
         codec.save(self.folder / CODEC_FOLDER)
-        tokens_BTD, pooled_BD = text.encode([""])
+        tokens_BTW, pooled_BW = text.encode([""])
         empty = self.folder / EMPTY_CAPTION_FILE
         # Not safetensors' save_file: that makes files only their owner may read, and data folders are shared.
-        empty.write_bytes(save({"tokens": tokens_BTD[0].contiguous(), "pooled": pooled_BD[0].contiguous()}))
+        empty.write_bytes(save({"tokens": tokens_BTW[0].contiguous(), "pooled": pooled_BW[0].contiguous()}))
         manifest = Manifest(
             source=source,
             codec_kind=codec.kind,
@@ -127,8 +127,8 @@ class _Shard:
     def add(self, sample: Sample) -> None:
         payloads = {
             "latents.npy": _npy(sample.latents_CFYX),
-            "tokens.npy": _npy(sample.tokens_TD),
-            "pooled.npy": _npy(sample.pooled_D),
+            "tokens.npy": _npy(sample.tokens_TW),
+            "pooled.npy": _npy(sample.pooled_W),
             "json": json.dumps({"sample": sample.sample, **sample.facts}, ensure_ascii=False).encode(),
         }
         begin = self.tar.offset

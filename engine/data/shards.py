@@ -29,9 +29,9 @@ class Batch:
 
     latents_BCFYX: Tensor
     """float32, normalised (see `Codec`)."""
-    tokens_BTD: Tensor
-    """float32 text features, D being the text encoder's width."""
-    pooled_BD: Tensor
+    tokens_BTW: Tensor
+    """float32 text features, W being the text encoder's width."""
+    pooled_BW: Tensor
     sample_B: Tensor
     """int64 sample ids, which key all random quantities of a sample."""
     captions: tuple[str, ...]
@@ -78,7 +78,7 @@ class ShardDataset:
         return {bucket: tuple(samples[bucket]) for bucket in sorted(samples)}
 
     def empty_caption(self) -> tuple[Tensor, Tensor]:
-        """tokens_TD and pooled_D of the empty caption: what a dropped caption and guidance use."""
+        """tokens_TW and pooled_W of the empty caption: what a dropped caption and guidance use."""
         path = self.folder / self.manifest.empty_caption.file
         self._check_digest(path, self.manifest.empty_caption.sha256)
         try:
@@ -104,8 +104,8 @@ class ShardDataset:
         rows = [self._read_one(sample) for sample in ids]
         return Batch(
             latents_BCFYX=torch.stack([row["latents.npy"] for row in rows]),
-            tokens_BTD=torch.stack([row["tokens.npy"] for row in rows]),
-            pooled_BD=torch.stack([row["pooled.npy"] for row in rows]),
+            tokens_BTW=torch.stack([row["tokens.npy"] for row in rows]),
+            pooled_BW=torch.stack([row["pooled.npy"] for row in rows]),
             sample_B=torch.tensor(ids, dtype=torch.int64),
             captions=tuple(row["json"]["caption"] for row in rows),
         )

@@ -56,14 +56,14 @@ class MiniLM:
 
     def _encode_one(self, caption: str) -> tuple[Tensor, Tensor]:
         words = self.tokenizer([caption], max_length=self.tokens, truncation=True, return_tensors="pt")
-        hidden_TD = self.model(**words).last_hidden_state[0].float()
-        padding = (0, 0, 0, self.tokens - len(hidden_TD))
-        return torch.nn.functional.pad(unit_rms(hidden_TD), padding), unit_rms(hidden_TD.mean(0))
+        hidden_TW = self.model(**words).last_hidden_state[0].float()
+        padding = (0, 0, 0, self.tokens - len(hidden_TW))
+        return torch.nn.functional.pad(unit_rms(hidden_TW), padding), unit_rms(hidden_TW.mean(0))
 
 
-def unit_rms(features_D: Tensor) -> Tensor:
+def unit_rms(features_W: Tensor) -> Tensor:
     """Scaled so that the mean square over the last axis is one."""
-    return features_D * features_D.square().mean(-1, keepdim=True).rsqrt()
+    return features_W * features_W.square().mean(-1, keepdim=True).rsqrt()
 
 
 def model_folder() -> Path:

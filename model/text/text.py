@@ -23,5 +23,5 @@ class TextEncoder(Protocol):
     pooled_width: int
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """tokens_BTD and pooled_BD, float32 on the CPU. The empty caption is allowed: guidance needs it."""
+        """tokens_BTW and pooled_BW, float32 on the CPU. The empty caption is allowed: guidance needs it."""
         ...

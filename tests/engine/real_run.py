@@ -32,15 +32,15 @@ def windows() -> dict[str, list[torch.Tensor]]:
 def write_real_shards(folder: Path) -> Path:
     clips, text, writer = windows(), load_text("minilm"), ShardWriter(folder)
     codec = fit(lambda: (window for group in clips.values() for window in group[:4]))
-    tokens_BTD, pooled_BD = text.encode(list(clips))
+    tokens_BTW, pooled_BW = text.encode(list(clips))
     for row, (caption, group) in enumerate(clips.items()):
         for number, window in enumerate(group):
             facts = {"caption": caption, "clip": caption, "codec_psnr_db": codec_psnr(codec, window)}
             sample = Sample(
                 sample=5 * row + number,
                 latents_CFYX=codec.encode(window[None])[0],
-                tokens_TD=tokens_BTD[row],
-                pooled_D=pooled_BD[row],
+                tokens_TW=tokens_BTW[row],
+                pooled_W=pooled_BW[row],
                 facts=facts,
             )
             writer.add("train" if number < 4 else "held_out", SIZE, sample)

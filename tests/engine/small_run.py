@@ -46,10 +46,10 @@ def write_shards(folder: Path, samples: int = 14, held_out: int = 3) -> Path:
     text, writer = RandomText(), ShardWriter(folder, samples_per_shard=8)
     for index in range(samples + held_out):
         caption = f"caption {'x' * (index % 4)}"
-        tokens_BTD, pooled_BD = text.encode([caption])
+        tokens_BTW, pooled_BW = text.encode([caption])
         latents = torch.randn(16, 2, 4, 6, generator=generator)
         facts = {"caption": caption, "clip": "none", "first_frame": 0, "codec_psnr_db": 30.0}
-        sample = Sample(sample=index, latents_CFYX=latents, tokens_TD=tokens_BTD[0], pooled_D=pooled_BD[0], facts=facts)
+        sample = Sample(sample=index, latents_CFYX=latents, tokens_TW=tokens_BTW[0], pooled_W=pooled_BW[0], facts=facts)
         writer.add("train" if index < samples else "held_out", BUCKET, sample)
     writer.close(NoCodec(), text)
     return folder

@@ -31,5 +31,5 @@ def test_clips_carry_what_the_shards_hold(shards):
     (clips,) = loader.microbatches(8, CPU)
     batch = dataset.read(loader.global_ids(8)[2:])
     assert torch.equal(clips.latents_BCFYX, batch.latents_BCFYX)
-    assert torch.equal(clips.caption.tokens_BTW, batch.tokens_BTD)
-    assert torch.equal(clips.caption.pooled_BW, batch.pooled_BD)
+    assert torch.equal(clips.caption.tokens_BTW, batch.tokens_BTW)
+    assert torch.equal(clips.caption.pooled_BW, batch.pooled_BW)

@@ -25,13 +25,13 @@ def dataset(tmp_path_factory):
     generator = torch.Generator().manual_seed(3)
     for sample in range(11):
         bucket, shape = list(BUCKETS.items())[sample % 3 == 2 or sample == 10]
-        tokens_BTD, pooled_BD = text.encode(["x" * sample])
+        tokens_BTW, pooled_BW = text.encode(["x" * sample])
         latents = torch.randn(shape, generator=generator)
         facts = {"caption": "x" * sample}
         writer.add(
             "train",
             bucket,
-            Sample(sample=sample, latents_CFYX=latents, tokens_TD=tokens_BTD[0], pooled_D=pooled_BD[0], facts=facts),
+            Sample(sample=sample, latents_CFYX=latents, tokens_TW=tokens_BTW[0], pooled_W=pooled_BW[0], facts=facts),
         )
     writer.close(NoCodec(), text)
     return ShardDataset(writer.folder)
@@ -55,7 +55,7 @@ def plain_loss(model, dataset, ids):
             first, second, _, _ = words(SEED, torch.arange(x0.numel()), sample, index, Stream.NOISE)
             noise = normal(first, second).view_as(x0)
             x_t = (1 - sigma) * x0 + sigma * noise
-            velocity = model.velocity(x_t, torch.tensor([sigma]), batch.tokens_BTD, batch.pooled_BD)
+            velocity = model.velocity(x_t, torch.tensor([sigma]), batch.tokens_BTW, batch.pooled_BW)
             losses.append(float((velocity - (noise - x0)).double().square().mean()))
     return sum(losses) / len(losses)
 

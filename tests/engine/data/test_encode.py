@@ -69,7 +69,7 @@ def test_shards_hold_every_window_as_the_saved_codec_encodes_it(clips, folder):
         assert len(windows) == expected and batch.captions == tuple(window.caption for window in windows)
         pixels = torch.stack([window.pixels_3FYX for window in windows])
         torch.testing.assert_close(batch.latents_BCFYX, codec.encode(pixels), rtol=1e-4, atol=1e-4)
-        assert batch.tokens_BTD[:, 0, 0].tolist() == [float(len(caption)) for caption in batch.captions]
+        assert batch.tokens_BTW[:, 0, 0].tolist() == [float(len(caption)) for caption in batch.captions]
         for window in windows:
             facts = dataset.facts(window.sample)
             assert (facts["clip"], facts["first_frame"]) == (window.clip, window.first_frame)

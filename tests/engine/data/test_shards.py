@@ -39,8 +39,8 @@ def sample(number: int, bucket: Bucket) -> Sample:
     return Sample(
         sample=number,
         latents_CFYX=torch.randn(16, *size, generator=generator),
-        tokens_TD=torch.randn(3, 7, generator=generator),
-        pooled_D=torch.randn(5, generator=generator),
+        tokens_TW=torch.randn(3, 7, generator=generator),
+        pooled_W=torch.randn(5, generator=generator),
         facts={"caption": f"größer {number}", "clip": "waves", "first_frame": 10 * number},
     )
 
@@ -66,8 +66,8 @@ def test_batches_hold_what_was_written_in_the_order_asked_for(folder):
     for row, number in enumerate((70_000, 2, 4)):
         expected = sample(number, SMALL)
         assert torch.equal(batch.latents_BCFYX[row], expected.latents_CFYX)
-        assert torch.equal(batch.tokens_BTD[row], expected.tokens_TD)
-        assert torch.equal(batch.pooled_BD[row], expected.pooled_D)
+        assert torch.equal(batch.tokens_BTW[row], expected.tokens_TW)
+        assert torch.equal(batch.pooled_BW[row], expected.pooled_W)
     assert batch.sample_B.tolist() == [70_000, 2, 4] and batch.sample_B.dtype == torch.int64
     assert batch.captions == ("größer 70000", "größer 2", "größer 4")
     assert dataset.facts(9) == {"sample": 9, "caption": "größer 9", "clip": "waves", "first_frame": 90}
