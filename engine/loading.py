@@ -37,6 +37,6 @@ def to_device(batch: Batch, device: torch.device) -> Clips:
 
     return Clips(
         latents_BCFYX=move(batch.latents_BCFYX),
-        caption=Caption(move(batch.tokens_BTD), move(batch.pooled_BD)),
+        caption=Caption(move(batch.tokens_BTW), move(batch.pooled_BW)),
         sample_B=move(batch.sample_B),
     )
