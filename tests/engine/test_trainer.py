@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contentv.engine import config_yaml, trainer
+from contentv.engine import config_yaml
 from contentv.engine.checkpoints import CheckpointFolder, read_facts
+from contentv.engine.data.shards import ShardDataset
 from contentv.engine.metrics import read_metrics
 from contentv.engine.session import Session
 from contentv.engine.signals import StopSignals
@@ -110,9 +111,9 @@ def test_a_step_that_is_not_finite_is_not_taken(shards, tmp_path):
             batch.latents_BCFYX[list(sample_ids).index(3), 0, 0, 0, 0] = float("nan")
         return batch
 
-    original = trainer.ShardDataset.read
+    original = ShardDataset.read
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.ShardDataset, "read", poisoned)
+        patch.setattr(ShardDataset, "read", poisoned)
         with pytest.raises(
             NonFiniteError, match=r"sample ids \[3\].*last good checkpoint is .*step-0000000[24]"
         ) as hit:
@@ -147,7 +148,6 @@ def test_a_resume_refuses_what_would_be_another_run(shards, tmp_path, changes, w
     CheckpointFolder(tmp_path).path(2).mkdir(parents=True)
     first = small_config(tmp_path, shards)
     from contentv.engine.checkpoints import CheckpointFacts, write_facts
-    from contentv.engine.data.shards import ShardDataset
 
     dataset = ShardDataset(shards)
     facts = CheckpointFacts(
