@@ -5,13 +5,13 @@ A run keeps its resolved configuration as config.yaml in its folder; `contentv t
 
 import difflib
 import math
-import os
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..parallel.durable import write_text
 from .config import RunConfig
 
 CONFIG_FILE = "config.yaml"
@@ -67,13 +67,7 @@ def load(path: str | Path) -> RunConfig:
 def save(config: RunConfig, folder: str | Path) -> Path:
     """Write config.yaml into `folder`, whole or not at all; returns its path."""
     path = Path(folder) / CONFIG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(to_yaml(config))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_text(path, to_yaml(config))
     return path
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..parallel.durable import replacing, sync
 from .progress import Progress
 
 METRICS_FILE = "metrics.jsonl"
@@ -58,8 +59,9 @@ class TrainingStep:
 class MetricsWriter:
     """Writes a run's metrics; only the rank with `enabled` touches disk and terminal, though all may call it.
 
-    Device values reach the host in one transfer every `log_every` steps and at `flush`; between those nothing waits for
-    the device. Call `flush` before a checkpoint is published: a resume then finds every line up to it.
+    Device values reach the host in one transfer every `log_every` steps and at `flush`; between those recording never
+    waits for the device (the step itself reads its two flags). Call `flush` before a checkpoint is published: a resume
+    then finds every line up to it.
     """
 
     def __init__(self, folder: str | Path, *, log_every: int, resume_step: int, max_steps: int, enabled: bool = True):
@@ -74,7 +76,8 @@ class MetricsWriter:
         path = folder / METRICS_FILE
         drop_lines_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
-        _sync_folder(folder)
+        # The file's name in the folder must survive a loss of power, not only its content.
+        sync(folder)
         self._events = _open_events(folder / TENSORBOARD_FOLDER, resume_step)
         self._progress = Progress("training", total=max_steps, done=resume_step, unit="step")
 
@@ -180,12 +183,8 @@ def drop_lines_after(path: Path, step: int) -> None:
     kept = [line for line in found if _is_up_to(line, step)]
     if kept == found:
         return
-    replacement = path.with_suffix(".partial")
-    with replacement.open("wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    replacement.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(b"".join(kept))
 
 
 def _is_up_to(line: bytes, step: int) -> bool:
@@ -212,12 +211,3 @@ def _open_events(folder: Path, resume_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(folder, purge_step=resume_step + 1)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the file's name in the folder survive a loss of power, not only its content."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

