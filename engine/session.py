@@ -44,12 +44,18 @@ class Session:
     checkpoints: CheckpointFolder
     first_step: int
     """Updates already made, by the checkpoint it goes on from."""
+    first_sample: int
+    """Samples already consumed: the data cursor of that checkpoint."""
+
+    def sample_index(self, step: int) -> int:
+        """The global sample index at which update `step` begins."""
+        return self.first_sample + (step - 1 - self.first_step) * self.config.trainer.global_batch
 
     def save(self, step: int) -> Path:
         """Writes the checkpoint of `step` (all ranks together) and lets the oldest go."""
         facts = CheckpointFacts(
             step=step,
-            sample_index=step * self.config.trainer.global_batch,
+            sample_index=self.sample_index(step + 1),
             kernels=self.kernels.choices(),
             codec_identity=self.dataset.codec_identity,
             text=self.dataset.manifest.text,
@@ -75,7 +81,7 @@ def open_session(config: RunConfig) -> Session:
     dataset = ShardDataset(config.data.folder)
     held_out = ShardDataset(config.data.folder, "held_out") if config.trainer.validate_every else None
     check_codec(dataset)
-    check_text_widths(config, dataset)
+    check_widths(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
     last, facts = _resumable(config, dataset, checkpoints)
     kernels = choose(mesh.device.type, facts.kernels if facts else config.kernels.wishes())
@@ -98,6 +104,7 @@ def open_session(config: RunConfig) -> Session:
         optimizer=optimizer,
         checkpoints=checkpoints,
         first_step=facts.step if facts else 0,
+        first_sample=facts.sample_index if facts else 0,
     )
 
 
@@ -137,8 +144,16 @@ def check_codec(dataset: ShardDataset) -> None:
         )
 
 
-def check_text_widths(config: RunConfig, dataset: ShardDataset) -> None:
+def check_widths(config: RunConfig, dataset: ShardDataset) -> None:
+    """Refuses a model that takes other latents or captions than the shards hold."""
     text = dataset.manifest.text
+    first = min(sample for samples in dataset.samples().values() for sample in samples)
+    channels = dataset.read([first]).latents_BCFYX.shape[1]
+    if config.model.channels != channels:
+        raise ValueError(
+            f"model.channels is {config.model.channels}, but the latents in {dataset.folder} have {channels}: set "
+            f"--model.channels {channels}, or encode with another codec"
+        )
     for name, wanted, found in (
         ("text_width", config.model.text_width, text.width),
         ("pooled_width", config.model.pooled_width, text.pooled_width),

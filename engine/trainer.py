@@ -80,7 +80,8 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
             result = take_step(session, step + 1, signals)
             step, stop = step + 1, result.stop
             metrics.training(_line(session, step, result, time.monotonic() - started))
-            if trainer.validate_every and step % trainer.validate_every == 0:
+            # Asked to stop, it has seconds, not a validation's minutes.
+            if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
                 metrics.validation(step, validate(session))
             if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
                 metrics.flush()
@@ -98,7 +99,6 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
 def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
     """Update number `step`, counted from 1. Raises NonFiniteError on all ranks alike, the weights left as they were."""
     trainer = session.config.trainer
-    sample_index = (step - 1) * trainer.global_batch
     losses: list[torch.Tensor] = []
     tokens: list[int] = []
 
@@ -108,20 +108,21 @@ def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
         tokens.append(math.prod(token_grid(clips.latents_BCFYX)) + clips.caption.tokens_BTW.shape[1])
         return losses_B.mean()
 
-    batches = session.loader.microbatches(sample_index, session.mesh.device)
+    batches = session.loader.microbatches(session.sample_index(step), session.mesh.device)
     count = session.config.micro_batches(session.mesh.world_size)
     loss = session.model.forward_backward(loss_of, batches, count)
     loss = session.mesh.mean_over_data(loss)
     grad_norm = session.optimizer.gradient_norm()
 
-    # One flag each, the largest over all ranks: nobody updates or stops alone.
+    # One flag each, the largest over all ranks: nobody updates or stops alone. Reading them is the one wait for the
+    # device in a step.
     broken = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
     flags = torch.stack([broken, torch.full_like(broken, signals.stop_requested)]).float()
     is_broken, stop = session.mesh.largest(flags).bool().tolist()
     if is_broken:
         raise NonFiniteError(_what_broke(session, step, torch.cat(losses), float(loss), float(grad_norm)))
     learning_rate = learning_rate_at(step, session.config.optimizer, trainer.max_steps)
-    session.optimizer.update(learning_rate, grad_norm)
+    session.optimizer.update(step, learning_rate, grad_norm)
     return StepResult(loss, grad_norm, learning_rate, tokens[0] * trainer.global_batch, stop)
 
 
@@ -176,7 +177,7 @@ def _line(session: Session, step: int, result: StepResult, seconds: float) -> Tr
 
 def _what_broke(session: Session, step: int, losses_B: torch.Tensor, loss: float, grad_norm: float) -> str:
     """The message every rank raises: which step, which samples, what now. Only on the way out, so it may gather."""
-    ids = session.loader.global_ids((step - 1) * session.config.trainer.global_batch)
+    ids = session.loader.global_ids(session.sample_index(step))
     mesh, share = session.mesh, len(ids) // session.mesh.data_size
     broken = torch.zeros(len(ids), device=mesh.device)
     broken[mesh.data_rank * share : (mesh.data_rank + 1) * share] = (~torch.isfinite(losses_B)).float()

@@ -38,6 +38,7 @@ class MasterAdamW(torch.optim.AdamW):
         super().__init__(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
         self.settings = settings
         self.kernels = kernels
+        self.update_number = 0
         self.clip_factor: torch.Tensor | None = None
         self.averages: dict[torch.Tensor, torch.Tensor] = {}
 
@@ -53,15 +54,16 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
-        assert closure is None and self.clip_factor is not None
+        assert closure is None and self.clip_factor is not None and self.update_number > 0
         for group in self.param_groups:
             for master in group["params"]:
                 state = self.state[master]
-                # A new tensor, never in place: megatron's load hands one step tensor to all states.
-                state["step"] = state["step"] + 1
+                # For megatron's eyes only, which wants a step beside the moments: what it restores depends on
+                # whether apex or transformer-engine is installed.
+                state["step"] = torch.tensor(float(self.update_number))
                 update = AdamWUpdate(
                     lr=group["lr"], beta1=self.settings.beta1, beta2=self.settings.beta2,
-                    epsilon=self.settings.epsilon, weight_decay=group["weight_decay"], step=int(state["step"]),
+                    epsilon=self.settings.epsilon, weight_decay=group["weight_decay"], step=self.update_number,
                     clip_factor=self.clip_factor, ema_decay=self.settings.ema_decay,
                 )  # fmt: skip
                 moments = state["exp_avg"], state["exp_avg_sq"]
@@ -155,11 +157,13 @@ class Optimizer:
         return squared.sqrt()
 
     @torch.no_grad()
-    def update(self, learning_rate: float, grad_norm: torch.Tensor) -> None:
-        """Clips by `grad_norm`, updates masters, moments and average, and gathers the new weights."""
+    def update(self, number: int, learning_rate: float, grad_norm: torch.Tensor) -> None:
+        """Update `number` of the run, counted from 1: clips by `grad_norm`, updates masters, moments and average, and
+        gathers the new weights. The number decides the bias correction; no state of the optimizer does."""
         for group in self.sharded.param_groups:
             group["lr"] = learning_rate
         one = torch.ones_like(grad_norm)
+        self.sharded.optimizer.update_number = number
         self.sharded.optimizer.clip_factor = torch.minimum(one, self._clip_factor(grad_norm))
         self.sharded.step_with_ready_grads()
 

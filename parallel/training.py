@@ -4,7 +4,7 @@ model = DataParallel(mmdit, mesh, ...)          megatron's DistributedDataParall
 losses = model.forward_backward(step, batches)  megatron's schedule over the microbatches, gradients reduced
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +68,7 @@ class DataParallel:
         Returns this rank's mean loss, 0-D fp32, still on the device.
         """
         self.wrapped.zero_grad_buffer()
-        losses = self._drive(step, iter(batches), count, forward_only=False)
-        return torch.stack(losses).mean()
 
-    @torch.no_grad()
-    def forward_only(self, step: ForwardStep, batches: Iterable[Any], count: int) -> torch.Tensor:
-        """The same without gradients."""
-        return torch.stack(self._drive(step, iter(batches), count, forward_only=True)).mean()
-
-    def _drive(self, step: ForwardStep, batches: Iterator[Any], count: int, *, forward_only: bool):
         def forward_step(iterator, model):
             loss = step(next(iterator), model)
             # Cloned: the schedule divides `output` by the microbatch count in place.
@@ -84,12 +76,11 @@ class DataParallel:
 
         reports = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=batches,
+            data_iterator=iter(batches),
             model=[self.wrapped],
             num_microbatches=count,
             # Only pipeline stages read these two, for the shape of what they receive.
             seq_length=1,
             micro_batch_size=1,
-            forward_only=forward_only,
         )
-        return [report["loss"] for report in reports]
+        return torch.stack([report["loss"] for report in reports]).mean()

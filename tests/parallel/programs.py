@@ -69,7 +69,7 @@ def take_step(model: DataParallel, optimizer: Optimizer, step: int, micro_batch:
     loss = model.forward_backward(lambda batch, module: flow.losses(module, batch, step).mean(), batches, len(batches))
     loss = mesh.mean_over_data(loss)
     grad_norm = optimizer.gradient_norm()
-    optimizer.update(LEARNING_RATE, grad_norm)
+    optimizer.update(step, LEARNING_RATE, grad_norm)
     return loss.item(), grad_norm.item()
 
 
