@@ -90,8 +90,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
             raise ValueError(f"{path}: format is {found!r}; this version reads {FORMAT!r}")
         values["text"] = TextEntry(**values["text"])
         values["clip_size"] = tuple(values["clip_size"])
-        # Checkpoints of the first days list no files.
-        _check_files(folder, values.pop("files", {}))
+        _check_files(folder, values.pop("files"))
         return CheckpointFacts(**values)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a checkpoint's facts ({type(error).__name__}: {error}); {REMEDY}") from None

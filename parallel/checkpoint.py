@@ -4,14 +4,16 @@ Weights, masters, moments and average are stored whole and canonical, under the 
 Atomic: a checkpoint's folder has its name only once everything in it is on disk.
 """
 
-import os
 import shutil
+import signal
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
 
-from .megatron import ShardedTensor, StrictHandling, dist_checkpointing
+from .durable import publish_folder
+from .megatron import ShardedTensor, StrictHandling, _get_write_results_queue, dist_checkpointing
 from .mesh import Mesh
 from .optimizer import Optimizer
 from .training import DataParallel
@@ -19,21 +21,26 @@ from .training import DataParallel
 TENSORS = "tensors"
 """Subfolder of a checkpoint that megatron writes."""
 
+HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""From megatron's writer process, which must outlive a request to stop."""
+
 
 def save(folder: Path, model: DataParallel, optimizer: Optimizer, describe: Callable[[Path], None]) -> None:
     """Writes `folder`; every rank calls it. `describe(partial)` adds the checkpoint's own small files, on rank 0."""
     mesh = model.mesh
+    assert not folder.exists(), f"{folder} is published already, and a published checkpoint never changes"
     partial = folder.with_name(f".{folder.name}.partial")
     if mesh.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / TENSORS).mkdir(parents=True)
     mesh.barrier()
     content = _content(model, optimizer, is_loading=False)
+    _start_writer()
     dist_checkpointing.save(content, str(partial / TENSORS))
     mesh.barrier()
     if mesh.rank == 0:
         describe(partial)
-        _publish(partial, folder)
+        publish_folder(partial, folder)
     mesh.barrier()
 
 
@@ -79,18 +86,16 @@ def _metadata(mesh: Mesh) -> dict:
     return {"distrib_optim_sharding_type": "fully_reshardable", "dp_cp_group": mesh.data_and_context}
 
 
-def _publish(partial: Path, folder: Path) -> None:
-    """Everything to disk, then the name: a crash in between leaves the old state, and a folder the next run drops."""
-    for path in [*partial.rglob("*"), partial]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    # An older checkpoint of that name steps aside whole: deleting it first would leave neither for a while.
-    replaced = folder.with_name(f".{folder.name}.replaced.partial")
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+def _start_writer() -> None:
+    """Starts the process megatron's first save would start, while the stop signals are held back.
+
+    That process lives as long as the run, and a signal to the whole process group (Slurm's time limit, scancel) would
+    end it before the very save it asks for. It inherits the blocked signals; this process gets them afterwards.
+    """
+    # First: it unblocks SIGTERM by itself when it starts.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    try:
+        _get_write_results_queue()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

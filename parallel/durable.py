@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
 
 def publish_folder(partial: Path, folder: Path) -> None:
     """Gives a finished folder its name, which must be free, after everything in it is on disk."""
-    assert not folder.exists(), f"{folder} is published already, and a published folder never changes"
+    assert not folder.exists(), f"{folder} is published already"
     for path in [*partial.rglob("*"), partial]:
         sync(path)
     partial.rename(folder)

@@ -15,7 +15,8 @@ with warnings.catch_warnings():
     # Without transformer-engine and apex megatron says at import that it uses torch's own kernels; ours replace them.
     warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import _get_write_results_queue
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -53,10 +54,10 @@ __all__ = [
     "ModelParallelConfig",
     "ModelType",
     "RowParallelLinear",
-    "ShardedObject",
     "ShardedTensor",
     "StrictHandling",
     "TransformerConfig",
+    "_get_write_results_queue",
     "copy_to_tensor_model_parallel_region",
     "dist_checkpointing",
     "finalize_model_grads",

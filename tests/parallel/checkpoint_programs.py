@@ -39,18 +39,21 @@ def interrupted(*, folder: str) -> dict:
     before = contents(root / "first")
     take_step(model, optimizer, 1, GLOBAL_BATCH)
     seen = {"describe": attempt("second", describe=_break_describing)}
-    seen["describe again"] = attempt("first", describe=_break_describing)
 
     whole_save = checkpoint.dist_checkpointing.save
     checkpoint.dist_checkpointing.save = _break_writing
-    seen["write"] = attempt("first")
+    seen["write"] = attempt("third")
     checkpoint.dist_checkpointing.save = whole_save
 
     seen["kept"] = contents(root / "first") == before
     (root / ".second.partial" / "junk").write_text("of a killed save")
     checkpoint.save(root / "second", model, optimizer, describe)
-    checkpoint.save(root / "first", model, optimizer, describe)
-    seen["replaced"] = contents(root / "first") != before
+    checkpoint.save(root / "third", model, optimizer, describe)
+    try:
+        checkpoint.save(root / "first", model, optimizer, describe)
+    except AssertionError as error:
+        seen["refused"] = str(error)
+    seen["kept at last"] = contents(root / "first") == before
     seen["at last"] = listing()
     seen["second"] = sorted(path.name for path in (root / "second").iterdir())
     leave_world()
