@@ -30,10 +30,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(argv: Sequence[str], signals: StopSignals) -> int:
+    from ..parallel.world import announced_world
     from .command_line import parse_run
 
     config = parse_run(argv, "contentv train")
-    config.micro_batches(world=int(os.environ.get("WORLD_SIZE", "1")))
+    world = announced_world(os.environ)
+    config.micro_batches(world.size if world else 1)
     # After every check that needs no torch, so that a mistake is told at once.
     from ..engine.trainer import NonFiniteError, train
     from ..parallel.mesh import leave_world

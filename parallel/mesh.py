@@ -13,9 +13,9 @@ import torch.distributed as distributed
 from . import accelerator
 from .config import ParallelConfig
 from .megatron import parallel_state
+from .world import announced_world
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -120,19 +120,16 @@ def _cut() -> tuple[int, int, int]:
 
 def _join_world() -> torch.device:
     device_type = accelerator.present()
+    world = announced_world(os.environ)
     device = torch.device(device_type)
     if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", world.local_rank if world else 0)
         torch.cuda.set_device(device)
-    if distributed.is_initialized():
-        return device
-    announced = [name for name in RENDEZVOUS if name in os.environ]
-    if announced and len(announced) < len(RENDEZVOUS):
-        missing = sorted(set(RENDEZVOUS) - set(announced))
-        raise ValueError(
-            f"the environment sets {', '.join(announced)} but not {', '.join(missing)}: start ranks with torchrun or "
-            "srun, which set all four, or unset them for a world of one"
+    if not distributed.is_initialized():
+        place = (
+            {"init_method": f"tcp://{world.address}:{world.port}", "rank": world.rank, "world_size": world.size}
+            if world
+            else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
         )
-    world = {"init_method": "env://"} if announced else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
-    distributed.init_process_group(BACKENDS[device_type], timeout=timedelta(minutes=10), **world)
+        distributed.init_process_group(BACKENDS[device_type], timeout=timedelta(minutes=10), **place)
     return device

@@ -100,7 +100,7 @@ def test_recomputing_repeats_the_random_state():
 
 
 def test_a_world_announced_in_part_is_refused(rank_server):
-    told = r"sets RANK, WORLD_SIZE, MASTER_ADDR but not MASTER_PORT: start ranks with torchrun or srun"
+    told = r"sets RANK and WORLD_SIZE of several processes, but not MASTER_PORT: start ranks with torchrun"
     with pytest.raises(RankFailure, match=told):
         rank_server.run(1, "contentv.tests.parallel.programs:announce_in_part")
 
