@@ -15,6 +15,9 @@ Density = Literal["uniform", "logit_normal"]
 PATCH = 2
 """Rows and columns of latent that make one token; time is never patched."""
 
+MLP_RATIO = 4
+"""MLP width over the transformer's width; the published layout has no field for another."""
+
 NORM_EPSILON = 1e-6
 """Of every LayerNorm and RMSNorm in the published model."""
 
@@ -37,14 +40,13 @@ class ModelConfig:
     pooled_width: int
     channels: int = 16
     """Latent channels of the codec."""
-    mlp_ratio: int = 4
     position: Position = "sincos3d"
     """sincos3d: added to the patch embedding, as published; rope3d: rotates video queries and keys."""
     initialisation: Initialisation = "adaln_zero"
     """adaln_zero: every block starts as the identity; normal: every matrix N(0, 0.02), which makes layout tests see."""
 
     def __post_init__(self):
-        for name in ("layers", "heads", "head_width", "text_width", "pooled_width", "channels", "mlp_ratio"):
+        for name in ("layers", "heads", "head_width", "text_width", "pooled_width", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.position == "sincos3d" and self.width % 16:
@@ -65,7 +67,7 @@ class ModelConfig:
 
     @property
     def mlp_width(self) -> int:
-        return self.mlp_ratio * self.width
+        return MLP_RATIO * self.width
 
     @property
     def token_width(self) -> int:

@@ -2,8 +2,8 @@
 
 sincos3d is added to the patch embedding (the published ContentV; formula as diffusers' get_3d_sincos_pos_embed with
 spatial scale 0.5 and temporal scale 1); rope3d rotates video queries and keys (Su et al., arXiv 2104.09864, on three
-axes as CogVideoX). Tokens run in the order (f, y, x). Axis tables are made in fp64 and are tiny; only their
-spread over the grid is large, and that is fp32.
+axes as CogVideoX). Tokens run in the order (f, y, x). Axis tables are tiny and made on the host; only their spread over
+the grid is large, and that happens on the device, in fp32.
 """
 
 import torch
@@ -25,12 +25,12 @@ def sincos3d(grid: Grid, width: int, device: torch.device) -> torch.Tensor:
     spatial = 3 * width // 8
     return _spread(
         grid,
-        frame=_sincos(frames, width // 4),
-        row=_sincos(rows / SPATIAL_SCALE, spatial),
-        column=_sincos(columns / SPATIAL_SCALE, spatial),
+        frame=_sincos(frames, width // 4).to(device),
+        row=_sincos(rows / SPATIAL_SCALE, spatial).to(device),
+        column=_sincos(columns / SPATIAL_SCALE, spatial).to(device),
         # The published table writes the column before the row.
         order=("frame", "column", "row"),
-    ).to(device)
+    )
 
 
 def rope3d(grid: Grid, head_width: int, device: torch.device) -> Rotation:
@@ -39,11 +39,11 @@ def rope3d(grid: Grid, head_width: int, device: torch.device) -> Rotation:
     spatial = 3 * head_width // 8
     angles = _spread(
         grid,
-        frame=_angles(frames, head_width // 4),
-        row=_angles(rows, spatial),
-        column=_angles(columns, spatial),
+        frame=_angles(frames, head_width // 4).to(device),
+        row=_angles(rows, spatial).to(device),
+        column=_angles(columns, spatial).to(device),
         order=("frame", "row", "column"),
-    ).to(device)
+    )
     return angles.cos(), angles.sin()
 
 

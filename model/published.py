@@ -1,10 +1,10 @@
 """Folders in the published layout: config.json and safetensors under the names of diffusers' SD3 transformer.
 
-Reading refuses, before any weight is used, what is not exactly the model that config.json describes.
+Reading refuses, before any weight is used, what is not exactly the model that config.json describes. Weights may lie in
+one file or in several with an index; tensors are read one at a time.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..parallel.durable import replacing, write_text
 from .config import PATCH, ModelConfig, Position
 from .cost import parameter_shapes
-from .weights import published_tensors
+from .weights import Source, published_tensors
 
-CLASS_NAMES = ("SD3Transformer3DModel", "SD3Transformer2DModel")
+CLASS_NAME = "SD3Transformer3DModel"
+IMAGE_CLASS = "SD3Transformer2DModel"
+"""Stable Diffusion 3.5's image transformer: the same weights but for its table of 2D positions, which is dropped."""
+IMAGE_TABLE = "pos_embed.pos_embed"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+"""Beside weights cut into several files: which tensor is in which."""
 
 FIXED = {"patch_size": PATCH, "dual_attention_layers": [], "qk_norm": "rms_norm"}
 """Keys of config.json that the ContentV transformer has only one value for."""
@@ -39,7 +45,7 @@ class PublishedFolder:
     """A checked folder: the model it holds and its tensors, read one at a time."""
 
     config: ModelConfig
-    tensor: Callable[[str], torch.Tensor]
+    tensor: Source
 
 
 def open_folder(folder: str | Path, position: Position | None = None) -> PublishedFolder:
@@ -51,14 +57,16 @@ def open_folder(folder: str | Path, position: Position | None = None) -> Publish
     if not (folder / CONFIG_FILE).exists() and (folder / "transformer" / CONFIG_FILE).exists():
         folder = folder / "transformer"
     config = read_config(folder / CONFIG_FILE, position)
-    return PublishedFolder(config, _open_weights(folder / WEIGHTS_FILE, parameter_shapes(config)))
+    ignored = {IMAGE_TABLE} if _read_json(folder / CONFIG_FILE)["_class_name"] == IMAGE_CLASS else set()
+    return PublishedFolder(config, _open_weights(folder, parameter_shapes(config), ignored))
 
 
 def read_config(path: Path, position: Position | None = None) -> ModelConfig:
     """The ModelConfig that a published config.json describes."""
     values = _read_json(path)
-    if values.get("_class_name") not in CLASS_NAMES:
-        raise ValueError(f"{path}: _class_name is {values.get('_class_name')!r}; expected {' or '.join(CLASS_NAMES)}")
+    if values.get("_class_name") not in (CLASS_NAME, IMAGE_CLASS):
+        found = values.get("_class_name")
+        raise ValueError(f"{path}: _class_name is {found!r}; expected {CLASS_NAME} or {IMAGE_CLASS}")
     for key, expected in FIXED.items():
         if values.get(key, expected) != expected:
             raise ValueError(f"{path}: {key} is {values[key]!r}; expected {expected!r}: this is not a ContentV model")
@@ -83,16 +91,17 @@ def save(model: torch.nn.Module, config: ModelConfig, folder: str | Path) -> Non
 
 def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], config: ModelConfig) -> None:
     """Weights, then config.json: a folder with a config is a folder that is complete."""
-    partial = folder / f".{WEIGHTS_FILE}.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.rename(folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(published_config(config), indent=2) + "\n")
+    for stale in (CONFIG_FILE, INDEX_FILE):
+        (folder / stale).unlink(missing_ok=True)
+    with replacing(folder / WEIGHTS_FILE) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    write_text(folder / CONFIG_FILE, json.dumps(published_config(config), indent=2) + "\n")
 
 
 def published_config(config: ModelConfig) -> dict:
     """config.json's content; `position` is ours, the 2D table's size is what the published class wants to be given."""
     return {
-        "_class_name": CLASS_NAMES[0],
+        "_class_name": CLASS_NAME,
         **{key: getattr(config, field) for key, field in SIZES.items()},
         "out_channels": config.channels,
         "caption_projection_dim": config.width,
@@ -114,27 +123,52 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
 
 
-def _open_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
-    found = read_header(path)
+def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: set[str]) -> Source:
+    """A function that reads one tensor at a time, after all headers were checked against `expected`."""
+    files = weight_files(folder)
+    headers = {path: read_header(path) for path in dict.fromkeys(files.values())}
     for name, shape in expected.items():
-        if name not in found:
-            raise ValueError(f"{path}: tensor {name} is missing; expected shape {list(shape)}")
-        if found[name] != shape:
-            raise ValueError(f"{path}: tensor {name} has shape {list(found[name])}; expected {list(shape)}")
-    if surplus := sorted(found.keys() - expected.keys()):
+        if name not in files:
+            raise ValueError(f"{_where(folder)}: tensor {name} is missing; expected shape {list(shape)}")
+        found = headers[files[name]].get(name)
+        if found is None:
+            raise ValueError(f"{files[name]}: tensor {name} is missing, which {INDEX_FILE} places here")
+        if found != shape:
+            raise ValueError(f"{files[name]}: tensor {name} has shape {list(found)}; expected {list(shape)}")
+    present = {name: path for path, header in headers.items() for name in header}
+    if surplus := sorted(present.keys() - expected.keys() - ignored):
         raise ValueError(
-            f"{path}: tensor {surplus[0]} has no place in the model that config.json describes"
+            f"{present[surplus[0]]}: tensor {surplus[0]} has no place in the model that config.json describes"
             + (f" (nor have {len(surplus) - 1} others)" if len(surplus) > 1 else "")
         )
-    file = safe_open(path, framework="pt")
 
     def tensor(name: str) -> torch.Tensor:
-        value = file.get_tensor(name)
+        # Opened for each tensor: a file kept open keeps every page of it that was read in memory.
+        with safe_open(files[name], framework="pt") as file:
+            value = file.get_tensor(name)
         if not value.is_floating_point():
-            raise ValueError(f"{path}: tensor {name} is {value.dtype}; expected a floating-point type")
+            raise ValueError(f"{files[name]}: tensor {name} is {value.dtype}; expected a floating-point type")
         return value
 
     return tensor
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file, by the index of a sharded folder or from the one file. ValueError where there is neither."""
+    index = folder / INDEX_FILE
+    if not index.exists():
+        return dict.fromkeys(read_header(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{index}: weight_map is {type(places).__name__}; expected tensor names and their files")
+    for place in places.values():
+        if Path(place).name != place or not place.endswith(".safetensors"):
+            raise ValueError(f"{index}: weight_map names {place!r}; expected .safetensors files beside it")
+    return {name: folder / place for name, place in places.items()}
+
+
+def _where(folder: Path) -> Path:
+    return folder / (INDEX_FILE if (folder / INDEX_FILE).exists() else WEIGHTS_FILE)
 
 
 def _read_json(path: Path) -> dict:
