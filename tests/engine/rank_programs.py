@@ -1,0 +1,62 @@
+"""What the ranks of a small world run through `engine.trainer.train`."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from contentv.engine import trainer
+from contentv.engine.data.shards import ShardDataset
+from contentv.engine.signals import StopSignals
+from contentv.parallel.mesh import leave_world
+from tests.engine.small_run import small_config
+
+
+class StopOnOne(StopSignals):
+    """Rank 1 is asked to stop during its second step; the others never are."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.looks = 0
+        self.rank = rank
+
+    @property
+    def stop_requested(self) -> bool:
+        self.looks += 1
+        return self.rank == 1 and self.looks >= 2
+
+
+def stop_on_one(*, shards: str, folder: str) -> dict:
+    rank = _rank()
+    outcome = trainer.train(_config(folder, shards), StopOnOne(rank))
+    leave_world()
+    return {"rank": rank, "step": outcome.step, "complete": outcome.complete}
+
+
+def poison_on_one(*, shards: str, folder: str) -> dict:
+    """Rank 1 reads a NaN in one sample; every rank must say so and none may update."""
+    rank, read = _rank(), ShardDataset.read
+
+    def poisoned(dataset, sample_ids):
+        batch = read(dataset, sample_ids)
+        if rank == 1 and 3 in sample_ids:
+            batch.latents_BCFYX[list(sample_ids).index(3), 0, 0, 0, 0] = float("nan")
+        return batch
+
+    ShardDataset.read = poisoned
+    try:
+        trainer.train(_config(folder, shards, max_steps=12), StopSignals())
+    except trainer.NonFiniteError as error:
+        return {"rank": rank, "told": str(error)}
+    finally:
+        leave_world()
+    raise AssertionError("nobody noticed")
+
+
+def _config(folder: str, shards: str, **changes):
+    torch.set_num_threads(1)
+    return small_config(Path(folder), Path(shards), trainer={"max_steps": 6, "checkpoint_every": 100} | changes)
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])
