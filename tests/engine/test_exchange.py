@@ -1,0 +1,109 @@
+"""A run's weights out in the published layout, and published weights in as the start of a run."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file
+
+from contentv.engine import config_yaml
+from contentv.engine.checkpoints import CheckpointFolder
+from contentv.engine.exchange import export_run, import_weights
+from contentv.engine.metrics import read_metrics
+from contentv.engine.parity import relative_error
+from contentv.engine.session import open_session
+from contentv.engine.signals import StopSignals
+from contentv.engine.trainer import train
+from contentv.launchers.contentv import main
+from contentv.model.mmdit import MMDiT
+from contentv.tests.model.published_oracle import published_velocity
+from tests.engine.small_run import WIDTH, small_config
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    """A run of four steps at published positions, its average far behind its weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = small_config(folder, shards, model={"position": "sincos3d"}, optimizer={"ema_decay": 0.9})
+    train(config, StopSignals())
+    return config
+
+
+@pytest.fixture(scope="module", params=["ema", "raw"])
+def exported(request, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / request.param
+    assert main(["convert", "export", trained.run.folder, str(folder), "--weights", request.param]) == 0
+    return folder
+
+
+def test_diffusers_own_class_loads_an_export_and_gives_the_same_velocity(exported):
+    theirs = SD3Transformer2DModel.from_pretrained(exported, low_cpu_mem_usage=False)
+    ours = MMDiT.from_pretrained(exported)
+    draw = torch.Generator().manual_seed(3)
+    inputs = (
+        torch.randn(2, 16, 3, 6, 4, generator=draw),
+        torch.rand(2, generator=draw),
+        torch.randn(2, 7, WIDTH, generator=draw),
+        torch.randn(2, WIDTH, generator=draw),
+    )
+    with torch.no_grad():
+        expected = published_velocity(theirs, "sincos3d", *inputs)
+        assert relative_error(ours.velocity(*inputs), expected) < 1e-5
+    assert expected.std() > 0.01, "a velocity of zero would agree with anything"
+
+
+def test_averaged_and_last_weights_are_told_apart(trained, tmp_path):
+    for kind in ("ema", "raw"):
+        export_run(trained.run.folder, tmp_path / kind, kind)
+    one, other = load_file(tmp_path / "ema" / WEIGHTS), load_file(tmp_path / "raw" / WEIGHTS)
+    assert one.keys() == other.keys()
+    assert not torch.equal(one["proj_out.weight"], other["proj_out.weight"])
+
+
+def test_an_export_goes_into_no_folder_in_use(trained, tmp_path):
+    (tmp_path / "mine").write_text("keep")
+    with pytest.raises(ValueError, match="is there already; export into a new or empty folder"):
+        export_run(trained.run.folder, tmp_path, "ema")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        export_run(tmp_path, tmp_path / "out", "ema")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_imported_weights_are_where_training_begins(trained, shards, tmp_path):
+    """Bit for bit: a run from an export of step 0 has the losses of the run that was exported."""
+    first = replace(trained, run=replace(trained.run, folder=str(tmp_path / "first")))
+    open_session(first).model.module.save_pretrained(tmp_path / "published")
+    second = small_config(tmp_path / "second", shards, model={"layers": 7}, optimizer={"ema_decay": 0.9})
+    path = import_weights(tmp_path / "published", second)
+    assert CheckpointFolder(tmp_path / "second").steps() == [0]
+    train(config_yaml.load(path), StopSignals())
+    losses = [
+        [line["loss"] for line in read_metrics(f"{run}/metrics.jsonl")] for run in (path.parent, trained.run.folder)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_the_command_imports_and_says_how_to_go_on(exported, shards, tmp_path, capsys):
+    options = ["--data.folder", str(shards), "--run.folder", str(tmp_path / "run"), "--trainer.validate-every", "0"]
+    assert main(["convert", "import", str(exported), "quickstart", *options]) == 0
+    assert f"contentv train {tmp_path / 'run' / 'config.yaml'}" in capsys.readouterr().out
+    assert main(["convert", "import", str(exported), "quickstart", *options]) == 2
+    assert "holds step-00000000 already" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_before_a_folder_is_made(exported, shards, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    values = json.loads((exported / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(values | {"joint_attention_dim": 48}))
+    (broken / WEIGHTS).write_bytes((exported / WEIGHTS).read_bytes())
+    options = ["--data.folder", str(shards), "--run.folder", str(tmp_path / "run")]
+    assert main(["convert", "import", str(broken), "quickstart", *options]) == 2
+    assert "context_embedder.weight" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(["convert", "export", str(tmp_path), str(tmp_path / "out"), "--colour", "red"]) == 2
+    assert "unknown option --colour" in capsys.readouterr().err
