@@ -15,15 +15,10 @@ from pathlib import Path
 
 from . import config_yaml
 from .config import RunConfig
-from .data.manifest import TextEntry
+from .data.manifest import CODEC_FOLDER, TextEntry
 
 FOLDER = "checkpoints"
 FACTS_FILE = "checkpoint.json"
-CODEC_FOLDER = "codec"
-UNDISTURBED = "undisturbed"
-"""Subfolder of a run: metrics and last checkpoint of a process that was then killed."""
-RESUMED = "resumed"
-"""Subfolder of a run: the checkpoint of that same step, by the process that resumed before it."""
 FORMAT = "contentv-checkpoint-1"
 REMEDY = "restore it, or remove the checkpoint's folder to go on from the one before it"
 STEP_NAME = re.compile(r"step-(\d{8,})")

@@ -45,11 +45,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def from_yaml(text: str, source: str = "configuration") -> RunConfig:
     """Reads what `to_yaml` wrote, or a person. Raises ValueError as `from_plain` does, and for text that is no YAML."""
-    try:
-        plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not plain YAML: {' '.join(str(error).split())}") from error
-    return from_plain(plain, source)
+    return from_plain(_parse(text, source), source)
 
 
 def load(path: str | Path) -> RunConfig:
@@ -62,6 +58,36 @@ def load(path: str | Path) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); name a YAML file") from error
     return from_yaml(text, str(path))
+
+
+def first_difference(path: Path, config: RunConfig, aside: str) -> tuple[str, Any, Any] | None:
+    """The first key, such as trainer.max_steps, where a YAML file differs from `config`: (key, file's value, config's).
+
+    The section `aside` is left out. Files of other versions are read too: a key that one side lacks is "nothing" there.
+    Raises ValueError for text that is no YAML.
+    """
+    found = _flat("", _parse(path.read_text(encoding="utf-8"), str(path)))
+    wanted = _flat("", to_plain(config))
+    for key in [*wanted, *found]:
+        values = found.get(key, "nothing"), wanted.get(key, "nothing")
+        if key.partition(".")[0] != aside and values[0] != values[1]:
+            return key, *values
+    return None
+
+
+def _flat(key: str, plain: Any) -> dict[str, Any]:
+    """Every scalar and list below `plain`, by its path."""
+    if not isinstance(plain, dict):
+        return {key: plain}
+    below = [_flat(f"{key}.{name}" if key else str(name), value) for name, value in plain.items()]
+    return {path: value for values in below for path, value in values.items()}
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not plain YAML: {' '.join(str(error).split())}") from error
 
 
 def save(config: RunConfig, folder: str | Path) -> Path:

@@ -11,12 +11,14 @@ from ..kernels.registry import choose
 from ..parallel.checkpoint import plain_tensors
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import build_mesh
-from .checkpoints import RESUMED, UNDISTURBED, CheckpointFolder, check_data
+from .checkpoints import CheckpointFolder, check_data
 from .data.encode import mean_codec_psnr
 from .data.manifest import Bucket
 from .data.shards import ShardDataset
-from .metrics import METRICS_FILE, read_metrics
+from .metrics import read_metrics
 from .probe import probe_loss
+from .resume_evidence import REPEATED_STEPS, RESUMED, UNDISTURBED
+from .run_files import METRICS_FILE
 from .sampling import (
     Checkpoint,
     WeightsKind,
@@ -26,9 +28,6 @@ from .sampling import (
     sample_latents,
     untrained_model,
 )
-
-LEAST_STEPS = 50
-"""Steps the two must have in common before they may be called equal."""
 
 ProgressFactory = Callable[[str, int, str], Callable[[int], None]]
 """(title, total, unit) -> function taking how many are done."""
@@ -69,13 +68,13 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
         there = ", ".join(map(str, train.buckets))
         raise ValueError(f"{found.folder} samples {size} pixels, but {train.folder} holds {there}: encode those again")
     resume_bit_equal = resume_is_bit_equal(run_folder)
-    studio = open_run(found, kind)
+    source = open_run(found, kind)
     trained, untrained = _probe(found, kind, train, held_out, progress)
 
     windows = train.read(list(train.samples()[size]))
     captions = sorted(set(windows.captions))
     latents = sample_latents(
-        studio, captions, found.config.sample, progress=progress("sampling", found.config.sample.steps, "step")
+        source, captions, found.config.sample, progress=progress("sampling", found.config.sample.steps, "step")
     )
     distances = torch.cdist(latents.flatten(1).cpu(), windows.latents_BCFYX.flatten(1))
     nearest = [windows.captions[window] for window in distances.argmin(dim=1).tolist()]
@@ -86,16 +85,16 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
         captions_matched=sum(near == caption for near, caption in zip(nearest, captions, strict=True)),
         resume_bit_equal=resume_bit_equal,
         codec_psnr_db=mean_codec_psnr(train.folder),
-        samples=dict(zip(captions, studio.codec.decode(latents).cpu(), strict=True)),
+        samples=dict(zip(captions, source.codec.decode(latents).cpu(), strict=True)),
     )
 
 
 def resume_is_bit_equal(run_folder: Path) -> bool | None:
     """Whether the resumed process repeated the undisturbed one's metrics and tensors bit for bit.
 
-    Compares the LEAST_STEPS steps before the undisturbed process was killed, all of them after the checkpoint that was
-    resumed from, and every tensor of both checkpoints at the last of them: weights, masters, moments, average. A step
-    or a checkpoint that one of the two lacks counts as a difference. None if no process was kept undisturbed.
+    Compares the REPEATED_STEPS steps before the undisturbed process was killed, all of them after the checkpoint that
+    was resumed from, and every tensor of both checkpoints at the last of them: weights, masters, moments, average. A
+    step or a checkpoint that one of the two lacks counts as a difference. None if no process was kept undisturbed.
     """
     undisturbed, resumed = CheckpointFolder(run_folder / UNDISTURBED), CheckpointFolder(run_folder / RESUMED)
     if not undisturbed.steps():
@@ -104,7 +103,7 @@ def resume_is_bit_equal(run_folder: Path) -> bool | None:
     if last not in resumed.steps():
         return False
     ours, theirs = _losses(run_folder), _losses(run_folder / UNDISTURBED)
-    compared = range(last - LEAST_STEPS + 1, last + 1)
+    compared = range(last - REPEATED_STEPS + 1, last + 1)
     if any(step not in ours or step not in theirs or ours[step] != theirs[step] for step in compared):
         return False
     one, other = plain_tensors(undisturbed.path(last)), plain_tensors(resumed.path(last))

@@ -24,9 +24,7 @@ from torch import Tensor
 
 from ..parallel.durable import replacing, sync
 from .progress import Progress
-
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
+from .run_files import METRICS_FILE, TENSORBOARD_FOLDER
 
 Value = float | int | Tensor
 

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .metrics import METRICS_FILE, read_metrics
+from .metrics import read_metrics
+from .run_files import LOSS_FILE, METRICS_FILE, SAMPLES_FOLDER, SHEET_FILE
 from .video import SheetRow, contact_sheet, write_mp4
-
-SAMPLES_FOLDER = "samples"
-SHEET_FILE = "contact_sheet.png"
-LOSS_FILE = "loss.png"
 
 
 def write_samples(folder: Path, samples: dict[str, torch.Tensor], fps: float) -> list[Path]:

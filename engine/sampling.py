@@ -24,15 +24,16 @@ from ..parallel import checkpoint
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
 from . import config_yaml
-from .checkpoints import CODEC_FOLDER, FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts
+from .checkpoints import FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts
 from .config import RunConfig, SampleConfig
+from .data.manifest import CODEC_FOLDER
 from .session import DTYPES
 
 WeightsKind = Literal["ema", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
+class SampleSource:
     """Everything a sample is made with."""
 
     model: MMDiT
@@ -80,8 +81,8 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
     return Checkpoint(folder, read_facts(folder), config_yaml.load(folder / config_yaml.CONFIG_FILE))
 
 
-def open_run(found: Checkpoint, kind: WeightsKind) -> Studio:
-    """The studio of a run. ValueError if text encoder or codec are not those it was trained with."""
+def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
+    """What a run samples with. ValueError if text encoder or codec are not those it was trained with."""
     text = load_text(found.facts.text.kind, found.facts.text.tokens)
     if text.identity != found.facts.text.identity:
         raise ValueError(
@@ -96,7 +97,7 @@ def open_run(found: Checkpoint, kind: WeightsKind) -> Studio:
         )
     mesh = build_mesh(ParallelConfig())
     model = load_model(found, mesh, choose(mesh.device.type, found.facts.kernels), kind)
-    return Studio(model=model, flow=found.config.flow, codec=codec, text=text, clip_size=found.facts.clip_size)
+    return SampleSource(model=model, flow=found.config.flow, codec=codec, text=text, clip_size=found.facts.clip_size)
 
 
 def load_model(found: Checkpoint, mesh: Mesh, kernels: KernelSet, kind: WeightsKind) -> MMDiT:
@@ -113,37 +114,39 @@ def untrained_model(config: RunConfig, mesh: Mesh, kernels: KernelSet) -> MMDiT:
     return model.requires_grad_(False)
 
 
-def open_published(folder: str | Path, options: PublishedOptions, flow: FlowConfig) -> Studio:
-    """The studio of published weights. ValueError if codec or text encoder are not named or do not fit."""
+def open_published(folder: str | Path, options: PublishedOptions, flow: FlowConfig) -> SampleSource:
+    """What published weights sample with. ValueError if codec or text encoder are not named or do not fit."""
     if options.codec is None or options.text is None:
         raise ValueError(
             f"{folder} holds published weights, which say nothing of codec and text encoder: give --codec FOLDER and "
             "--text KIND (a run's folder brings both)"
         )
     check_clip_size(options.clip_size)
-    source = published.open_folder(folder, options.position)
+    opened = published.open_folder(folder, options.position)
     text = load_text(options.text)
-    _check_widths(folder, source.config, text)
+    _check_widths(folder, opened.config, text)
     codec = load_codec(Path(options.codec))
-    if codec.channels != source.config.channels:
-        raise ValueError(f"{options.codec} has {codec.channels} channels, but {folder} takes {source.config.channels}")
+    if codec.channels != opened.config.channels:
+        raise ValueError(f"{options.codec} has {codec.channels} channels, but {folder} takes {opened.config.channels}")
     mesh = build_mesh(ParallelConfig())
-    model = build(source.config, mesh, choose(mesh.device.type))
-    weights.fill(model, source.config, source.tensor)
-    return Studio(model=model.requires_grad_(False), flow=flow, codec=codec, text=text, clip_size=options.clip_size)
+    model = build(opened.config, mesh, choose(mesh.device.type))
+    weights.fill(model, opened.config, opened.tensor)
+    return SampleSource(
+        model=model.requires_grad_(False), flow=flow, codec=codec, text=text, clip_size=options.clip_size
+    )
 
 
 @torch.no_grad()
 def sample_latents(
-    studio: Studio,
+    source: SampleSource,
     prompts: Sequence[str],
     config: SampleConfig,
     negative: str = "",
     progress: Callable[[int], None] = lambda _done: None,
 ) -> torch.Tensor:
     """Latents [prompts, C, F, Y, X], fp32. Prompt i's noise depends on (config.seed, i) alone."""
-    device = studio.model.mesh.device
-    tokens_BTW, pooled_BW = studio.text.encode([*prompts, negative])
+    device = source.model.mesh.device
+    tokens_BTW, pooled_BW = source.text.encode([*prompts, negative])
     count = len(prompts)
     guidance = Guidance(
         prompt=Caption(tokens_BTW[:count].to(device), pooled_BW[:count].to(device)),
@@ -152,8 +155,8 @@ def sample_latents(
         ),
         scale=config.guidance,
     )
-    noise_BCFYX = initial_noise(studio.latent_shape, count, config.seed, device)
-    return sample(studio.model.velocity, noise_BCFYX, guidance, studio.flow, config.steps, progress)
+    noise_BCFYX = initial_noise(source.latent_shape, count, config.seed, device)
+    return sample(source.model.velocity, noise_BCFYX, guidance, source.flow, config.steps, progress)
 
 
 def check_clip_size(clip_size: tuple[int, int, int]) -> None:

@@ -21,7 +21,7 @@ from .config import OptimizerConfig, RunConfig
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepLoader
-from .places import check_folder
+from .writable import check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -29,8 +29,13 @@ def call(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     except ValueError as error:
         if os.environ.get(DEBUG_VARIABLE) == "1" or not _raised_here(error.__traceback__):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return MISTAKE
+
+
+def tell(line: str) -> None:
+    """To the person who waits: on stderr, since stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse_run(argv: Sequence[str], command: str) -> RunConfig:

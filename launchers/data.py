@@ -6,15 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.places import check_folder
+from ..engine.writable import check_folder
+from .command_line import call, tell
 
 CLIP_MANIFESTS = Path(__file__).parent / "clips"
+TEXT = "minilm"
+"""The text encoder of every recipe that has clips."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    from .command_line import call
-
     return call(run, argv)
 
 
@@ -28,20 +29,20 @@ def run(argv: Sequence[str]) -> int:
     check_folder("--folder", folder)
     # Only now: torch takes seconds, and a mistake should be told at once.
     from ..engine.data.clips import fetch, read_clip_manifest
-    from ..engine.data.encode import EncodingSettings, encode_clips, is_encoded, mean_codec_psnr, source_of
+    from ..engine.data.encode import encode_clips, is_encoded, mean_codec_psnr, source_of
 
-    clips, settings = read_clip_manifest(manifest_file), EncodingSettings()
+    clips = read_clip_manifest(manifest_file)
     fetched = fetch(clips, folder / "clips")
     tell(f"clips: {folder / 'clips'} ({'fetched from ' + ', '.join(fetched) if fetched else 'reused'})")
     if options.clips_only:
         return 0
     shards = folder / "shards"
-    reused = is_encoded(shards, source_of(clips, settings))
+    reused = is_encoded(shards, source_of(clips, TEXT))
     if not reused:
         from ..model.text import load_text
 
-        tell(f"loading text encoder {settings.text}")
-        encode_clips(clips, folder / "clips", shards, load_text(settings.text), settings)
+        tell(f"loading text encoder {TEXT}")
+        encode_clips(clips, folder / "clips", shards, load_text(TEXT))
     summary = summarise(shards) | {"codec_psnr_db": mean_codec_psnr(shards), "reused": reused}
     tell(f"shards: {shards} ({'reused' if reused else 'encoded'}), {summary['samples']}")
     tell(f"codec: {summary['codec_psnr_db']:.2f} dB over the training windows")
@@ -70,10 +71,6 @@ def summarise(shards: Path) -> dict:
         "codec_identity": manifest.codec_identity,
         "text_identity": manifest.text.identity,
     }
-
-
-def tell(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUMMARY_FILE = "summary.json"
+from ..engine.run_files import SUMMARY_FILE
+from .command_line import call
+
 MEASURED = ("seconds", "peak_rss_mib")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    from .command_line import call
-
     return call(run, argv)
 
 
@@ -35,11 +35,11 @@ def run(argv: Sequence[str]) -> int:
     def progress(title: str, total: int, unit: str):
         return Progress(title, total=total, unit=unit).advance_to
 
-    album = Album.open(folder) if options.pictures else None
+    pictures = RunPictures.open(folder) if options.pictures else None
     evaluation = evaluate(folder, options.weights, progress)
     figures = evaluation.figures() | measured
-    if album:
-        album.draw(evaluation.samples)
+    if pictures:
+        pictures.draw(evaluation.samples)
     if options.json:
         print(json.dumps(figures))
     else:
@@ -71,7 +71,7 @@ def recorded(folder: Path) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True)
-class Album:
+class RunPictures:
     """The pictures of a run, and what they show beside its samples, read before any work is done."""
 
     folder: Path
@@ -80,7 +80,7 @@ class Album:
     """Caption -> pixels_3FYX of a window of its clip."""
 
     @classmethod
-    def open(cls, folder: Path) -> "Album":
+    def open(cls, folder: Path) -> "RunPictures":
         from ..engine import config_yaml
         from ..engine.data.clips import read_clip_manifest
         from ..engine.data.windows import source_windows

@@ -1,14 +1,20 @@
 """Starting the stages of a longer piece of work, and what they take: memory of all processes alive at once."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from ..parallel.durable import write_text
+
+COSTS_FILE = "costs.json"
 INTERVAL = 0.5
 """Seconds between two looks at the memory."""
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -48,6 +54,34 @@ class Footprint:
                 self.peak_rss_mib = max(self.peak_rss_mib, tree_rss_mib(os.getpid()))
                 if watch:
                     watch(process)
+
+
+class StageCosts:
+    """Seconds and memory of everything after the downloads, over all calls that a run took to make."""
+
+    def __init__(self, path: Path, footprint: Footprint):
+        self.path, self.footprint, self.started = path, footprint, time.monotonic()
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.seconds_before, self.peak_before = earlier.get("seconds", 0.0), earlier.get("peak_rss_mib", 0.0)
+        self.summary_of: str | None = earlier.get("summary_of")
+        """What summary.json was computed from (`reuse.digest`); None before there is one."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def counting(cls, folder: Path, footprint: Footprint) -> Iterator["StageCosts"]:
+        """Counts what is done inside; writes costs.json however it ends, for the call that goes on."""
+        costs = cls(folder / COSTS_FILE, footprint)
+        try:
+            yield costs
+        finally:
+            write_text(costs.path, json.dumps(costs.figures() | {"summary_of": costs.summary_of}, indent=2) + "\n")
+
+    def figures(self) -> dict[str, float]:
+        """As summary.json has them."""
+        return {
+            "seconds": round(self.seconds_before + time.monotonic() - self.started, 1),
+            "peak_rss_mib": round(max(self.peak_before, self.footprint.peak_rss_mib), 1),
+        }
 
 
 def kill(process: subprocess.Popen) -> None:

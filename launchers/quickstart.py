@@ -6,44 +6,46 @@ Every stage is a process of its own, the commands a user would type. What is the
 """
 
 import argparse
-import contextlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..engine.config import RunConfig
-from ..engine.places import check_folder
-from .evaluate import SUMMARY_FILE
-from .footprint import Footprint, ending_like_ctrl_c, kill
+from ..engine import resume_evidence, reuse
+from ..engine.checkpoints import FOLDER as CHECKPOINTS
+from ..engine.checkpoints import CheckpointFolder
+from ..engine.config import RunConfig, TrainerConfig
+from ..engine.config_yaml import CONFIG_FILE
+from ..engine.limits import judge
+from ..engine.resume_evidence import REPEATED_STEPS
+from ..engine.run_files import LOSS_FILE, METRICS_FILE, SAMPLES_FOLDER, SHEET_FILE, SUMMARY_FILE, TENSORBOARD_FOLDER
+from ..engine.writable import check_folder
+from ..parallel.durable import write_text
+from .command_line import call, tell
+from .footprint import Footprint, StageCosts, ending_like_ctrl_c, kill
+from .recipes import RECIPES
 
 RECIPE = "quickstart"
-REPEATED = 50
-"""Steps between the checkpoint that is resumed from and the kill: what the two processes are compared over."""
 PLACES = {
-    "configuration": "config.yaml",
-    "metrics": "metrics.jsonl",
-    "TensorBoard": "tensorboard",
-    "checkpoints": "checkpoints",
-    "videos": "samples",
-    "contact sheet": "contact_sheet.png",
-    "loss curve": "loss.png",
+    "configuration": CONFIG_FILE,
+    "metrics": METRICS_FILE,
+    "TensorBoard": TENSORBOARD_FOLDER,
+    "checkpoints": CHECKPOINTS,
+    "videos": SAMPLES_FOLDER,
+    "contact sheet": SHEET_FILE,
+    "loss curve": LOSS_FILE,
     "figures": SUMMARY_FILE,
 }
 """What a whole run folder holds."""
-SPENT_FILE = "spent.json"
 INTERRUPTED = 130
 """As a shell reports a command that Ctrl-C ended."""
+MISSED = 1
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    from .command_line import call
-
     try:
         with ending_like_ctrl_c():
             return call(run, argv)
@@ -54,25 +56,24 @@ def main(argv: Sequence[str]) -> int:
 
 def run(argv: Sequence[str]) -> int:
     parse(argv)
-    from .recipes import RECIPES
-
     config = RECIPES[RECIPE]()
     folder = Path(config.run.folder)
     check_folder("run.folder", folder)
+    reuse.check_config(config, folder)
     footprint = Footprint()
     try:
         footprint.run(stage("data", RECIPE, "--clips-only"))
-        with Spent.counting(folder, footprint) as spent:
+        with StageCosts.counting(folder, footprint) as costs:
             footprint.run(stage("data", RECIPE))
+            reuse.check_data(config, folder)
             train(config, folder, footprint)
-            summarise(folder, footprint, spent)
+            summarise(folder, footprint, costs)
     except subprocess.CalledProcessError as error:
         # What went wrong, the stage has said itself.
         tell(f"error: the stage `{' '.join(error.cmd[2:])}` ended with status {error.returncode}; the same command "
              "goes on from there")  # fmt: skip
         return error.returncode if error.returncode > 0 else 1
-    report(folder)
-    return 0
+    return report(folder)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -85,60 +86,46 @@ def stage(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"{__package__}.{name}", *arguments]
 
 
-class Spent:
-    """Seconds and memory of everything after the downloads, over all calls that a run took to make."""
-
-    def __init__(self, path: Path, footprint: Footprint):
-        self.path, self.footprint, self.started = path, footprint, time.monotonic()
-        earlier = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "peak_rss_mib": 0.0}
-        self.seconds_before, self.peak_before = earlier["seconds"], earlier["peak_rss_mib"]
-
-    @classmethod
-    @contextlib.contextmanager
-    def counting(cls, folder: Path, footprint: Footprint) -> Iterator["Spent"]:
-        """Counts what is done inside; writes spent.json however it ends, for the call that goes on."""
-        spent = cls(folder / SPENT_FILE, footprint)
-        try:
-            yield spent
-        finally:
-            write_json(spent.path, spent.figures())
-
-    def figures(self) -> dict[str, float]:
-        return {
-            "seconds": round(self.seconds_before + time.monotonic() - self.started, 1),
-            "peak_rss_mib": round(max(self.peak_before, self.footprint.peak_rss_mib), 1),
-        }
-
-
 def train(config: RunConfig, folder: Path, footprint: Footprint) -> None:
     """Trains to the half and a little further, kills that process, and lets another finish from the half.
 
     Goes on from wherever an earlier call was interrupted.
     """
-    from ..engine.checkpoints import RESUMED, UNDISTURBED, CheckpointFolder
-
-    checkpoints, undisturbed, resumed = (
-        CheckpointFolder(place) for place in (folder, folder / UNDISTURBED, folder / RESUMED)
-    )
-    half = config.trainer.max_steps // 2
-    killed_at = half + REPEATED
+    checkpoints = CheckpointFolder(folder)
+    half, killed_at = kill_steps(config.trainer)
     done = max(checkpoints.steps(), default=0)
     if done >= config.trainer.max_steps:
         tell(f"training: reusing {checkpoints.latest()}, which is complete")
         return
-    if done < half or (done < killed_at and not undisturbed.steps()):
-        tell(f"training: to step {half}, {REPEATED} further, then a kill (SIGKILL), as if the machine had failed")
-        for stale in (UNDISTURBED, RESUMED):
-            shutil.rmtree(folder / stale, ignore_errors=True)
+    has_evidence = resume_evidence.has_undisturbed(folder)
+    if done < half or (done < killed_at and not has_evidence):
+        tell(f"training: to step {half}, {REPEATED_STEPS} further, then a kill (SIGKILL), as if the machine had failed")
+        resume_evidence.forget(folder)
         run_until(killed_at, checkpoints, footprint)
-    if not undisturbed.steps() and checkpoints.steps()[-2:] == [half, killed_at]:
-        set_aside(folder, checkpoints, killed_at)
-    if not undisturbed.steps():
+        has_evidence = False
+    if not has_evidence and checkpoints.steps()[-2:] == [half, killed_at]:
+        resume_evidence.keep_undisturbed(folder, killed_at)
+        has_evidence = True
+    if not has_evidence:
         tell(f"training: {folder} is past step {killed_at} and was never killed, so no resume can be compared; for "
              "that, remove it and start again")  # fmt: skip
     tell(f"training: resuming from {checkpoints.latest()}")
-    keep = when_published(checkpoints, killed_at, lambda _process: link(checkpoints, resumed, killed_at))
-    footprint.run(stage("train", RECIPE), watch=keep if undisturbed.steps() else None)
+    keep = when_published(checkpoints, killed_at, lambda _process: resume_evidence.keep_resumed(folder, killed_at))
+    footprint.run(stage("train", RECIPE), watch=keep if has_evidence else None)
+
+
+def kill_steps(trainer: TrainerConfig) -> tuple[int, int]:
+    """The checkpoint that is resumed from, and the later one after which the process is killed."""
+    half = trainer.max_steps // 2
+    killed_at = half + REPEATED_STEPS
+    assert half % trainer.checkpoint_every == 0 and killed_at % trainer.checkpoint_every == 0, (
+        f"steps {half} and {killed_at} must both leave a checkpoint, but one comes every {trainer.checkpoint_every}: "
+        "change the recipe's trainer.checkpoint_every or trainer.max_steps"
+    )
+    assert half < killed_at < trainer.max_steps and trainer.keep_checkpoints != 1, (
+        f"the kill at step {killed_at} must come before the end, {trainer.max_steps}, while step {half} is still kept"
+    )
+    return half, killed_at
 
 
 def run_until(step: int, checkpoints, footprint: Footprint) -> None:
@@ -164,65 +151,40 @@ def when_published(checkpoints, step: int, act: Callable) -> Callable:
     return watch
 
 
-def set_aside(folder: Path, checkpoints, step: int) -> None:
-    """Keeps what the killed process did after the half as evidence, and leaves the run as the half had left it.
-
-    Moving the checkpoint is the last act: a call that is interrupted before is repeated whole.
-    """
-    from ..engine.checkpoints import UNDISTURBED, CheckpointFolder
-    from ..engine.metrics import METRICS_FILE
-
-    undisturbed = CheckpointFolder(folder / UNDISTURBED)
-    undisturbed.folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / METRICS_FILE, folder / UNDISTURBED / METRICS_FILE)
-    checkpoints.path(step).rename(undisturbed.path(step))
-
-
-def link(checkpoints, resumed, step: int) -> None:
-    """Keeps a checkpoint that retention will let go: hard links, since a published checkpoint never changes."""
-    if step in resumed.steps():
-        return
-    partial = resumed.folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(checkpoints.path(step), partial, copy_function=hard_link)
-    partial.rename(resumed.path(step))
-
-
-def hard_link(source: str, target: str) -> None:
-    Path(target).hardlink_to(source)
-
-
-def summarise(folder: Path, footprint: Footprint, spent: Spent) -> None:
-    """Figures, samples and pictures, unless they are newer than the last checkpoint; writes summary.json."""
-    from ..engine.checkpoints import CheckpointFolder
-
-    path = folder / SUMMARY_FILE
+def summarise(folder: Path, footprint: Footprint, costs: StageCosts) -> None:
+    """Figures, samples and pictures, unless they are those of the last checkpoint already; writes summary.json."""
+    path, origin = folder / SUMMARY_FILE, reuse.digest(folder)
     is_whole = all((folder / place).exists() for place in PLACES.values())
-    if is_whole and path.stat().st_mtime > CheckpointFolder(folder).latest().stat().st_mtime:
+    is_newer = is_whole and path.stat().st_mtime > CheckpointFolder(folder).latest().stat().st_mtime
+    if is_newer and costs.summary_of == origin:
         tell(f"samples and figures: reusing those of {path}")
         return
     command = stage("evaluate", str(folder), "--json", "--pictures")
     figures = json.loads(footprint.run(command, stdout=subprocess.PIPE))
-    write_json(path, figures | spent.figures())
+    write_text(path, json.dumps(figures | costs.figures(), indent=2) + "\n")
+    costs.summary_of = origin
 
 
-def write_json(path: Path, values: dict) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)
-
-
-def report(folder: Path) -> None:
-    """Where everything is, and the figures."""
+def report(folder: Path) -> int:
+    """Prints where everything is, the figures, and which limits they meet; returns the exit status."""
     for name, place in PLACES.items():
         print(f"{name:<14} {folder / place}")
-    print((folder / SUMMARY_FILE).read_text(), end="")
-
-
-def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    text = (folder / SUMMARY_FILE).read_text(encoding="utf-8")
+    print(text, end="")
+    verdicts = judge(json.loads(text))
+    for verdict in verdicts:
+        print(f"{'met' if verdict.met else 'missed':<7} {verdict.name:<17} {verdict.found:>7}  ({verdict.limit})")
+    missed = [verdict for verdict in verdicts if not verdict.met]
+    required = [verdict.name for verdict in missed if verdict.is_required]
+    if required:
+        print(f"quickstart: missed {', '.join(required)}")
+        return MISSED
+    if missed:
+        print(f"quickstart: good, but {', '.join(verdict.name for verdict in missed)} above the limit, as on a busy or "
+              "slow machine: no failure")  # fmt: skip
+    else:
+        print("quickstart: every limit met")
+    return 0
 
 
 if __name__ == "__main__":

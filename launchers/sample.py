@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..engine.config import SampleConfig
-from ..engine.places import check_file
+from ..engine.writable import check_file
+from .command_line import call, tell
 from .recipes import contentv_8b
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    from .command_line import call
-
     return call(run, argv)
 
 
@@ -32,16 +31,16 @@ def run(argv: Sequence[str]) -> int:
     found = find_checkpoint(options.source)
     if found is not None:
         refuse_published_options(options)
-        studio, config = open_run(found, options.weights or "ema"), found.config.sample
+        source, config = open_run(found, options.weights or "ema"), found.config.sample
     else:
-        studio, config = open_published(*published(options)), default_sampling()
+        source, config = open_published(*published(options)), default_sampling()
     config = sampling(options, config)
     bar = Progress("sampling", total=config.steps, unit="step")
-    latents = sample_latents(studio, [options.prompt], config, options.negative_prompt, bar.advance_to)
+    latents = sample_latents(source, [options.prompt], config, options.negative_prompt, bar.advance_to)
     bar.close()
-    write_mp4(options.out, studio.codec.decode(latents)[0], config.fps)
-    frames, height, width = studio.clip_size
-    print(f"{options.out}: {frames} frames of {height} x {width}", file=sys.stderr)
+    write_mp4(options.out, source.codec.decode(latents)[0], config.fps)
+    frames, height, width = source.clip_size
+    tell(f"{options.out}: {frames} frames of {height} x {width}")
     return 0
 
 
@@ -60,7 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--weights", choices=("ema", "raw"), help="a run's averaged (default) or last weights")
     apart = parser.add_argument_group("published weights only")
     apart.add_argument("--codec", help="folder of a codec, for example data/quickstart/shards/codec")
-    apart.add_argument("--text", choices=("minilm",), help="text encoder")
+    apart.add_argument("--text", metavar="KIND", help="text encoder, for example minilm")
     apart.add_argument("--position", choices=("sincos3d", "rope3d"), help="where the folder's config.json names none")
     apart.add_argument("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"), help="default: 125 432 768")
     return parser.parse_args(argv)

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...model.codecs.codec import Codec
 from ...model.codecs.pca import PCACodec
 from ...model.codecs.pca_fit import fit
 from ...model.text.text import TextEncoder
+from ..progress import Progress
 from .clips import ClipManifest
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
 from .shard_writer import Sample, ShardWriter
@@ -24,18 +24,9 @@ ENCODING = "2"
 """Raised whenever the same clips, codec kind and text encoder would give other shards, so that old ones are redone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodingSettings:
-    """How clips become shards."""
-
-    codec: str = PCACodec.kind
-    text: str = "minilm"
-    samples_per_shard: int = 32
-
-
-def source_of(clips: ClipManifest, settings: EncodingSettings) -> str:
+def source_of(clips: ClipManifest, text_kind: str) -> str:
     """sha256 (hex) over everything that decides the shards but the code: recorded in them to know them again."""
-    content = json.dumps([ENCODING, asdict(clips), asdict(settings)], sort_keys=True)
+    content = json.dumps([ENCODING, asdict(clips), PCACodec.kind, text_kind], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -54,25 +45,21 @@ def is_encoded(folder: Path, source: str) -> bool:
     return True
 
 
-def encode_clips(
-    clips: ClipManifest, clip_folder: Path, folder: Path, text: TextEncoder, settings: EncodingSettings
-) -> Manifest:
+def encode_clips(clips: ClipManifest, clip_folder: Path, folder: Path, text: TextEncoder) -> Manifest:
     """Encodes every window of every clip and writes the shards of all splits to `folder`.
 
     Decodes the clips three times (twice to fit, once to encode) rather than keep their windows: the small frames of
     one clip are in memory, however many clips there are.
     """
-    if settings.codec != PCACodec.kind:
-        raise ValueError(f"codec is {settings.codec!r}; known is {PCACodec.kind!r}")
     passes = iter(("fitting bases", "fitting decoder"))
     codec = fit(lambda: _training_pixels(clips, clip_folder, next(passes)))
     captions = list(clips.captions())
     tokens_BTW, pooled_BW = text.encode(captions)
-    writer = ShardWriter(folder, samples_per_shard=settings.samples_per_shard)
+    writer = ShardWriter(folder)
     for window in _progress(clips, clip_folder, "encoding"):
         row = captions.index(window.caption)
         writer.add(window.split, clips.bucket, _sample(window, codec, tokens_BTW[row], pooled_BW[row]))
-    return writer.close(codec, text, source_of(clips, settings))
+    return writer.close(codec, text, source_of(clips, text.kind))
 
 
 def codec_psnr(codec: Codec, pixels_3FYX: Tensor) -> float:
@@ -115,5 +102,9 @@ def _training_pixels(clips: ClipManifest, clip_folder: Path, purpose: str) -> It
             yield window.pixels_3FYX
 
 
-def _progress(clips: ClipManifest, clip_folder: Path, purpose: str) -> Iterable[Window]:
-    return tqdm(read_windows(clips, clip_folder), total=count_windows(clips), desc=purpose, unit="window")
+def _progress(clips: ClipManifest, clip_folder: Path, purpose: str) -> Iterator[Window]:
+    progress = Progress(purpose, total=count_windows(clips), unit="window")
+    for done, window in enumerate(read_windows(clips, clip_folder), start=1):
+        yield window
+        progress.advance_to(done)
+    progress.close()

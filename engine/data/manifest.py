@@ -16,6 +16,8 @@ from ...parallel.durable import write_text
 FORMAT = "contentv-shards-1"
 
 MANIFEST_FILE = "manifest.json"
+CODEC_FOLDER = "codec"
+"""Subfolder with the codec itself, of shards as of a checkpoint."""
 
 
 class Bucket(NamedTuple):

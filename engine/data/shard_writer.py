@@ -14,6 +14,7 @@ from torch import Tensor
 from ...model.codecs.codec import Codec
 from ...model.text.text import TextEncoder
 from .manifest import (
+    CODEC_FOLDER,
     MANIFEST_FILE,
     Bucket,
     FileEntry,
@@ -25,7 +26,6 @@ from .manifest import (
     write_manifest,
 )
 
-CODEC_FOLDER = "codec"
 EMPTY_CAPTION_FILE = "empty_caption.safetensors"
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from contentv.engine import evaluation
-from contentv.engine.checkpoints import RESUMED, UNDISTURBED, CheckpointFolder
+from contentv.engine.checkpoints import CheckpointFolder
 from contentv.engine.data.encode import mean_codec_psnr
 from contentv.engine.data.shards import ShardDataset
-from contentv.engine.evaluation import LEAST_STEPS, evaluate, resume_is_bit_equal
+from contentv.engine.evaluation import evaluate, resume_is_bit_equal
 from contentv.engine.probe import probe_loss
+from contentv.engine.resume_evidence import REPEATED_STEPS, RESUMED, UNDISTURBED
 from contentv.engine.sampling import find_checkpoint, load_model, untrained_model
 from contentv.kernels.registry import choose
 from contentv.model.codecs import load_codec
@@ -21,7 +22,7 @@ from contentv.parallel.mesh import build_mesh
 from tests.engine.real_run import CAPTIONS, SIZE, STEPS
 
 HALF = 100
-LAST = HALF + LEAST_STEPS
+LAST = HALF + REPEATED_STEPS
 
 
 def write_metrics(folder, steps, changed=None):
@@ -130,7 +131,7 @@ def test_captions_matched_counts_nearest_windows(real_run, monkeypatch, right):
     """Samples that are a training window of their own caption, or of the next one, a little blurred."""
     dataset = ShardDataset(find_checkpoint(real_run).config.data.folder)
 
-    def sampled(studio, prompts, *_, **__):
+    def sampled(source, prompts, *_, **__):
         assert tuple(prompts) == CAPTIONS
         own = [5 * (index if index in right else (index + 1) % 3) + 2 for index in range(3)]
         return dataset.read(own).latents_BCFYX * 0.9

@@ -21,26 +21,26 @@ def found(real_run):
 
 
 @pytest.fixture(scope="module")
-def studio(found):
+def source(found):
     return open_run(found, "ema")
 
 
 @pytest.fixture(scope="module")
-def published(studio, tmp_path_factory):
+def published(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    studio.model.save_pretrained(folder)
+    source.model.save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
-def plain_euler(studio, config, prompt, negative, guidance):
+def plain_euler(source, config, prompt, negative, guidance):
     """One video: the straight path from noise to data in equal steps, each caption in a forward pass of its own."""
     first, second, _, _ = words(config.seed, torch.arange(16 * 2 * 4 * 6), 0, 0, Stream.SAMPLING)
     latents = normal(first, second).view(1, 16, 2, 4, 6)
     for step in range(config.steps):
         sigma = torch.tensor([1 - step / config.steps])
         wanted, unwanted = (
-            studio.model.velocity(latents, sigma, *studio.text.encode([caption])) for caption in (prompt, negative)
+            source.model.velocity(latents, sigma, *source.text.encode([caption])) for caption in (prompt, negative)
         )
         velocity = wanted if guidance is None else unwanted + guidance * (wanted - unwanted)
         latents = latents - velocity / config.steps
@@ -52,36 +52,36 @@ def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_guidance_is_classifier_free_guidance(studio, found):
+def test_guidance_is_classifier_free_guidance(source, found):
     config = found.config.sample
-    close(sample_latents(studio, [PROMPT], config), plain_euler(studio, config, PROMPT, "", 2.0))
+    close(sample_latents(source, [PROMPT], config), plain_euler(source, config, PROMPT, "", 2.0))
 
 
-def test_guidance_of_one_is_the_conditional_model(studio, found):
+def test_guidance_of_one_is_the_conditional_model(source, found):
     config = replace(found.config.sample, guidance=1.0)
-    close(sample_latents(studio, [PROMPT], config), plain_euler(studio, config, PROMPT, "", None))
+    close(sample_latents(source, [PROMPT], config), plain_euler(source, config, PROMPT, "", None))
 
 
-def test_the_negative_prompt_takes_the_empty_captions_place(studio, found):
+def test_the_negative_prompt_takes_the_empty_captions_place(source, found):
     config = replace(found.config.sample, guidance=5.0)
-    sampled = sample_latents(studio, [PROMPT], config, CAPTIONS[1])
-    close(sampled, plain_euler(studio, config, PROMPT, CAPTIONS[1], 5.0))
-    assert (sampled - sample_latents(studio, [PROMPT], config)).abs().max() > 1e-2
+    sampled = sample_latents(source, [PROMPT], config, CAPTIONS[1])
+    close(sampled, plain_euler(source, config, PROMPT, CAPTIONS[1], 5.0))
+    assert (sampled - sample_latents(source, [PROMPT], config)).abs().max() > 1e-2
 
 
-def test_a_video_depends_on_seed_and_place_alone(studio, found):
+def test_a_video_depends_on_seed_and_place_alone(source, found):
     config = found.config.sample
-    alone = sample_latents(studio, [PROMPT], config)
-    assert torch.equal(alone, sample_latents(studio, [PROMPT], config))
-    close(sample_latents(studio, [PROMPT, CAPTIONS[0]], config)[:1], alone)
-    assert (sample_latents(studio, [PROMPT], replace(config, seed=1)) - alone).abs().max() > 0.5
+    alone = sample_latents(source, [PROMPT], config)
+    assert torch.equal(alone, sample_latents(source, [PROMPT], config))
+    close(sample_latents(source, [PROMPT, CAPTIONS[0]], config)[:1], alone)
+    assert (sample_latents(source, [PROMPT], replace(config, seed=1)) - alone).abs().max() > 0.5
 
 
-def test_a_run_means_its_last_checkpoint(studio, found, real_run):
+def test_a_run_means_its_last_checkpoint(source, found, real_run):
     last, earlier = (CheckpointFolder(real_run).path(step) for step in (STEPS, 3))
     assert found.folder == last
     config = found.config.sample
-    expected = sample_latents(studio, [PROMPT], config)
+    expected = sample_latents(source, [PROMPT], config)
     assert torch.equal(sample_latents(open_run(find_checkpoint(last), "ema"), [PROMPT], config), expected)
     assert not torch.equal(sample_latents(open_run(find_checkpoint(earlier), "ema"), [PROMPT], config), expected)
     assert find_checkpoint(real_run.parent) is None
@@ -105,10 +105,10 @@ def options(real_run, **changes):
     return PublishedOptions(**{"codec": str(codec), "text": "minilm", "clip_size": tuple(SIZE), **changes})
 
 
-def test_published_weights_sample_what_the_run_samples(studio, found, published, real_run):
+def test_published_weights_sample_what_the_run_samples(source, found, published, real_run):
     other = open_published(published, options(real_run), found.config.flow)
     config = found.config.sample
-    expected = studio.codec.decode(sample_latents(studio, [PROMPT], config))
+    expected = source.codec.decode(sample_latents(source, [PROMPT], config))
     assert torch.equal(other.codec.decode(sample_latents(other, [PROMPT], config)), expected)
     assert tuple(expected.shape) == (1, 3, *SIZE)
 

@@ -207,7 +207,7 @@ def test_published_weights(refusal, published, real_run, tmp_path):
     given = ("--codec", codec, "--text", "minilm")
     assert "give --codec FOLDER and --text KIND" in message()
     assert "give --codec FOLDER and --text KIND" in message("--codec", codec)
-    assert "invalid choice: 't5'" in message("--text", "t5")
+    assert "text encoder 't5' is not known; known are minilm" in message("--codec", codec, "--text", "t5")
     assert "--weights chooses between a run's weights" in message(*given, "--weights", "raw")
     assert "frames" in message(*given, "--size", 4, 32, 48)
     assert "multiples of 16" in message(*given, "--size", 5, 40, 48)

@@ -47,8 +47,8 @@ def test_the_file_has_the_runs_size_and_rate_and_shows_the_sample(real_run, tmp_
         assert (stream.codec_context.name, stream.height, stream.width) == ("h264", 32, 48)
         assert (stream.frames, float(stream.average_rate)) == (5, 12.5)
     found = find_checkpoint(real_run)
-    studio = open_run(found, "ema")
-    expected = to_bytes(studio.codec.decode(sample_latents(studio, ["green leaves"], found.config.sample))[0])
+    source = open_run(found, "ema")
+    expected = to_bytes(source.codec.decode(sample_latents(source, ["green leaves"], found.config.sample))[0])
     frames = torch.stack([frame for _, frame in read_frames(path)], dim=1)
     # H.264 at this quality halves colour resolution and quantises; the wrong caption is several times as far.
     assert (frames.float() - expected.float()).abs().mean() < 12

@@ -7,7 +7,6 @@ import torch
 
 from contentv.engine.data.clips import Clip, ClipManifest, FrameRange
 from contentv.engine.data.encode import (
-    EncodingSettings,
     codec_psnr,
     encode_clips,
     is_encoded,
@@ -19,8 +18,6 @@ from contentv.engine.data.shards import ShardDataset
 from contentv.engine.data.windows import read_windows
 from contentv.engine.video import write_mp4
 from contentv.model.codecs import load_codec
-
-SETTINGS = EncodingSettings(samples_per_shard=3)
 
 
 class FakeText:
@@ -54,7 +51,7 @@ def folder(clips, tmp_path_factory):
         pixels = torch.nn.functional.interpolate(coarse, (32, 48, 80), mode="trilinear")[0]
         pixels[1 - number] = -1
         write_mp4(folder / clip.file, pixels, fps=8)
-    encode_clips(clips, folder, folder / "shards", FakeText(), SETTINGS)
+    encode_clips(clips, folder, folder / "shards", FakeText())
     return folder
 
 
@@ -89,17 +86,12 @@ def test_psnr_is_its_definition(clips, folder):
 
 
 def test_what_is_encoded_is_known_again_until_it_changes(clips, folder):
-    source = source_of(clips, SETTINGS)
+    source = source_of(clips, FakeText.kind)
     assert is_encoded(folder / "shards", source)
-    assert not is_encoded(folder / "shards", source_of(clips, EncodingSettings()))
+    assert not is_encoded(folder / "shards", source_of(clips, "another"))
     assert not is_encoded(folder / "absent", source)
     shard = next((folder / "shards").glob("held_out*.tar"))
     content = bytearray(shard.read_bytes())
     content[700] ^= 255
     shard.write_bytes(content)
     assert not is_encoded(folder / "shards", source)
-
-
-def test_an_unknown_codec_is_refused(clips, folder):
-    with pytest.raises(ValueError, match="codec is 'wan'; known is 'pca'"):
-        encode_clips(clips, folder, folder / "other", FakeText(), EncodingSettings(codec="wan"))
