@@ -24,9 +24,7 @@ def check_config(config: RunConfig, run_folder: Path) -> None:
         difference = first_difference(path, config, aside="kernels")
         if difference:
             key, found, wanted = difference
-            raise ValueError(
-                f"{path} has {key} {found}, but the recipe {config.recipe} has {wanted}: {_remedy(config)}"
-            )
+            raise ValueError(f"{path} has {key} {found}, but recipe {config.recipe} has {wanted}: {_remedy(config)}")
 
 
 def check_data(config: RunConfig, run_folder: Path) -> None:

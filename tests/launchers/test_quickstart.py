@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from contentv.engine.checkpoints import CheckpointFolder
+from contentv.engine import config_yaml, resume_evidence
+from contentv.engine.checkpoints import FORMAT, CheckpointFacts, CheckpointFolder
+from contentv.engine.data.manifest import FileEntry, Manifest, TextEntry, write_manifest
+from contentv.kernels.config import KernelConfig
 from contentv.launchers import footprint, quickstart, recipes
 from tests.launchers import fake_stage
 from tests.launchers.processes import all_end
@@ -32,10 +35,36 @@ def small(tmp_path, monkeypatch):
     base = recipes.quickstart()
     config = replace(base, trainer=replace(base.trainer, max_steps=fake_stage.LAST, checkpoint_every=fake_stage.EVERY))
     monkeypatch.setitem(recipes.RECIPES, "quickstart", lambda: config)
-    monkeypatch.setattr(quickstart, "REPEATED", fake_stage.HELD_AT - HALF)
+    monkeypatch.setattr(quickstart, "REPEATED_STEPS", fake_stage.HELD_AT - HALF)
+    give(config)
     monkeypatch.setattr(quickstart, "stage", lambda *words: [sys.executable, FAKE, *words])
     monkeypatch.setattr(footprint, "INTERVAL", 0.01)
     monkeypatch.setenv("HOLD", "")
+
+
+def give(config):
+    """What the stand-in leaves: shards' manifest, a checkpoint's facts, the configuration."""
+    text = TextEntry(kind="minilm", identity="a" * 64, tokens=16, width=384, pooled_width=384)
+    shards = Path(config.data.folder)
+    write_manifest(
+        shards,
+        Manifest(
+            source="",
+            codec_kind="pca",
+            codec_identity="b" * 64,
+            codec_folder="codec",
+            text=text,
+            empty_caption=FileEntry(file="empty", sha256="0"),
+            shards=(),
+        ),
+    )
+    facts = CheckpointFacts(
+        step=1, sample_index=8, kernels={}, codec_identity="b" * 64, text=text, clip_size=(17, 64, 96)
+    )
+    fake_stage.GIVEN.mkdir(exist_ok=True)
+    (fake_stage.GIVEN / "checkpoint.json").write_text(json.dumps({"format": FORMAT, **asdict(facts), "files": {}}))
+    kernels = KernelConfig(wish=("adamw=reference",))
+    config_yaml.save(replace(config, kernels=kernels), fake_stage.GIVEN)
 
 
 def calls():
@@ -75,7 +104,10 @@ def test_the_first_call_makes_everything_and_the_second_reuses_it(capfd):
         assert (RUN / place).exists() and f" {RUN / place}\n" in printed.out
     summary = json.loads((RUN / "summary.json").read_text())
     assert summary["probe_ratio"] == 0.2 and summary["seconds"] > 0 and summary["peak_rss_mib"] > 10
-    assert printed.out.endswith((RUN / "summary.json").read_text())
+    assert (RUN / "summary.json").read_text() in printed.out
+    assert summary.keys() == fake_stage.FIGURES.keys()
+    lines = printed.out.splitlines()
+    assert [line.split()[0] for line in lines[-7:-1]] == ["met"] * 6 and lines[-1] == "quickstart: every limit met"
 
     assert quickstart.main([]) == 0
     printed = capfd.readouterr()
@@ -130,7 +162,7 @@ def test_an_interruption_between_kill_and_resume_is_repeated_whole(monkeypatch, 
                 raise KeyboardInterrupt
             return real(*arguments, **options)
 
-        patch.setattr(quickstart.shutil, place, interrupted)
+        patch.setattr(resume_evidence.shutil, place, interrupted)
         assert quickstart.main([]) == 130
     assert calls() == FIRST[: 3 if place == "copy" else 4]
     assert quickstart.main([]) == 0
@@ -142,7 +174,7 @@ def test_a_checkpoint_that_could_not_be_kept_ends_the_stage_and_is_kept_by_the_n
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(quickstart, "hard_link", full)
+        patch.setattr(resume_evidence, "hard_link", full)
         with pytest.raises(OSError, match="no space left"):
             quickstart.main([])
     assert calls() == FIRST[:4]
@@ -152,26 +184,127 @@ def test_a_checkpoint_that_could_not_be_kept_ends_the_stage_and_is_kept_by_the_n
 
 def test_a_run_that_was_never_killed_is_finished_and_said_to_have_no_evidence(monkeypatch, capfd):
     monkeypatch.delenv("HOLD")
+    monkeypatch.setenv("FIGURES", json.dumps({"resume_bit_equal": None}))
     trouble = {**os.environ, "TROUBLE": "1:35:0"}
     subprocess.run([sys.executable, FAKE, "train", "quickstart"], check=True, env=trouble)
     shutil.rmtree(CheckpointFolder(RUN).path(20))
     calls()
-    assert quickstart.main([]) == 0
+    assert quickstart.main([]) == 1
     assert calls() == [*FIRST[:2], *FIRST[3:]]
-    assert "past step 30 and was never killed" in capfd.readouterr().err
+    printed = capfd.readouterr()
+    assert "past step 30 and was never killed" in printed.err
+    assert "missed  resume_bit_equal     null  (true)\nmet " in printed.out
+    assert printed.out.endswith("quickstart: missed resume_bit_equal\n")
     assert not (RUN / "undisturbed").exists() and not (RUN / "resumed").exists()
 
 
-def test_time_and_memory_of_interrupted_calls_count(monkeypatch):
+def test_time_and_memory_of_interrupted_calls_count(monkeypatch, capfd):
     monkeypatch.setenv("TROUBLE", "4:25:3")
     assert quickstart.main([]) == 3
-    spent = json.loads((RUN / "spent.json").read_text())
-    assert spent["seconds"] > 0 and spent["peak_rss_mib"] > 10
-    (RUN / "spent.json").write_text(json.dumps({"seconds": 1000.0, "peak_rss_mib": 99999.0}))
+    costs = json.loads((RUN / "costs.json").read_text())
+    assert costs["seconds"] > 0 and costs["peak_rss_mib"] > 10
+    (RUN / "costs.json").write_text(json.dumps({"seconds": 1000.0, "peak_rss_mib": 99999.0}))
     monkeypatch.delenv("TROUBLE")
     assert quickstart.main([]) == 0
     summary = json.loads((RUN / "summary.json").read_text())
     assert 1000 < summary["seconds"] < 1100 and summary["peak_rss_mib"] == 99999.0
+    # A busy machine is no failure, but it is said.
+    assert capfd.readouterr().out.endswith(
+        "quickstart: good, but seconds, peak_rss_mib above the limit, as on a busy or slow machine: no failure\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("figures", "missed"),
+    [
+        ({"probe_ratio": 0.36}, "probe_ratio"),
+        ({"probe_ratio": float("nan")}, "probe_ratio"),
+        ({"captions": 5, "captions_matched": 5}, "captions"),
+        ({"captions_matched": 5}, "captions_matched"),
+        ({"resume_bit_equal": False, "captions_matched": 0}, "captions_matched, resume_bit_equal"),
+    ],
+)
+def test_a_missed_limit_is_named_and_ends_with_status_1(monkeypatch, capfd, figures, missed):
+    monkeypatch.setenv("FIGURES", json.dumps(figures))
+    assert quickstart.main([]) == 1
+    out = capfd.readouterr().out
+    assert out.endswith(f"quickstart: missed {missed}\n") and out.count("\nmissed ") == len(missed.split(", "))
+    # Reused, it is judged again.
+    assert quickstart.main([]) == 1
+    assert capfd.readouterr().out.endswith(f"quickstart: missed {missed}\n")
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("where", [".", "checkpoints/step-00000040"])
+def test_a_run_of_another_recipe_is_refused_and_left_alone(capfd, where):
+    assert quickstart.main([]) == 0
+    file = RUN / where / "config.yaml"
+    file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002") + "surplus: 1\n")
+    before = everything(RUN)
+    calls(), capfd.readouterr()
+    assert quickstart.main([]) == 2
+    assert capfd.readouterr().err == (
+        f"error: {file} has optimizer.learning_rate 0.002, but recipe quickstart has 0.001: move or remove "
+        "runs/quickstart, or start this in another folder\n"
+    )
+    file.write_text(file.read_text().replace("learning_rate: 0.002", "learning_rate: 0.001"))
+    assert quickstart.main([]) == 2
+    assert "has surplus 1, but recipe quickstart has nothing" in capfd.readouterr().err
+    assert calls() == [] and everything(RUN).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", ["codec", "text encoder"])
+def test_shards_of_another_codec_or_text_encoder_are_refused(capfd, name):
+    assert quickstart.main([]) == 0
+    facts = RUN / "checkpoints" / "step-00000040" / "checkpoint.json"
+    former = "b" * 64 if name == "codec" else "a" * 64
+    facts.write_text(facts.read_text().replace(former, "c" * 64))
+    calls(), capfd.readouterr()
+    assert quickstart.main([]) == 2
+    message = capfd.readouterr().err
+    assert (
+        f"{facts.parent} was trained with {name} {'c' * 12}, but data/quickstart/shards holds {former[:12]}" in message
+    )
+    assert "move or remove runs/quickstart" in message and former[:12] in message and calls() == FIRST[:2]
+
+
+def test_figures_of_another_checkpoint_are_not_reused():
+    """Newer than the checkpoint by its date, yet of another one: as after a copy, or a checkpoint put back."""
+    assert quickstart.main([]) == 0
+    facts = RUN / "checkpoints" / "step-00000040" / "checkpoint.json"
+    facts.write_text(facts.read_text().replace('"sample_index": 8', '"sample_index": 16'))
+    calls()
+    assert quickstart.main([]) == 0
+    assert calls() == [*FIRST[:2], FIRST[-1]]
+    assert quickstart.main([]) == 0
+    assert calls() == FIRST[:2]
+
+
+def test_the_kill_must_come_at_a_checkpoint():
+    trainer = recipes.RECIPES["quickstart"]().trainer
+    for changes, message in (
+        ({"checkpoint_every": 20}, "steps 20 and 30 must both leave a checkpoint, but one comes every 20"),
+        ({"max_steps": 42}, "steps 21 and 31 must both leave a checkpoint"),
+        ({"max_steps": 20}, "must come before the end, 20"),
+        ({"keep_checkpoints": 1}, "while step 20 is still kept"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            quickstart.kill_steps(replace(trainer, **changes))
+
+
+def test_the_one_that_watches_weighs_little():
+    """Its memory counts with that of the stages, so it never imports torch."""
+    code = "import sys, contentv.launchers.quickstart; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_recipe_can_be_killed_and_compared(monkeypatch):
+    monkeypatch.setattr(quickstart, "REPEATED_STEPS", resume_evidence.REPEATED_STEPS)
+    half, killed_at = quickstart.kill_steps(recipes.quickstart().trainer)
+    assert killed_at - half == resume_evidence.REPEATED_STEPS == 50
 
 
 HANG = """
