@@ -17,6 +17,8 @@ POSITIONS = ("sincos3d", "rope3d")
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
+    from .command_line import call
+
     return call(run, argv)
 
 

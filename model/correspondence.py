@@ -2,7 +2,7 @@
 
 Two things differ. Queries, keys and values are one matrix in memory, its rows ordered (head, q|k|v, E), so that a
 rank's heads are one piece; and within a head the published pairs (2i, 2i + 1) stand as (i, i + E/2), which lets RoPE
-rotate halves. "Canonical" is the whole in-memory parameter, before a tensor-parallel rank takes its slice.
+rotate halves. Both ways work on the whole parameter and on a tensor-parallel rank's piece of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,9 @@ class Correspondence:
     parameter: str
     published: tuple[str, ...]
     join: Callable[[Tensors], torch.Tensor]
-    """Published tensors -> the canonical tensor."""
+    """Published tensors -> the parameter in memory."""
     split: Callable[[torch.Tensor], Tensors]
-    """The canonical tensor -> published tensors."""
+    """The parameter in memory -> published tensors."""
 
 
 def correspondences(config: ModelConfig) -> list[Correspondence]:
@@ -93,14 +93,12 @@ def _gain(parameter: str, published: str) -> Correspondence:
 
 
 def _qkv(config: ModelConfig, parameter: str, published: tuple[str, ...]) -> Correspondence:
-    heads = (config.heads, config.head_width)
-
     def join(tensors: Tensors) -> torch.Tensor:
-        q, k, v = (tensor.unflatten(0, heads) for tensor in tensors)
+        q, k, v = (tensor.unflatten(0, (-1, config.head_width)) for tensor in tensors)
         return torch.stack([pairs_to_halves(q, dim=1), pairs_to_halves(k, dim=1), v], dim=1).flatten(0, 2)
 
     def split(tensor: torch.Tensor) -> Tensors:
-        q, k, v = tensor.unflatten(0, (config.heads, 3, config.head_width)).unbind(1)
+        q, k, v = tensor.unflatten(0, (-1, 3, config.head_width)).unbind(1)
         return [part.flatten(0, 1) for part in (halves_to_pairs(q, dim=1), halves_to_pairs(k, dim=1), v)]
 
     return Correspondence(parameter, published, join, split)

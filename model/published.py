@@ -1,7 +1,7 @@
 """Folders in the published layout: config.json and safetensors under the names of diffusers' SD3 transformer.
 
 Reading refuses, before any weight is used, what is not exactly the model that config.json describes. Weights may lie in
-one file or in several with an index; tensors are read one at a time.
+one file or in several with an index; tensors are read one at a time, and of each only the piece a rank holds.
 """
 
 import json
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..parallel.durable import replacing, write_text
+from ..parallel.layers import Piece
 from .config import PATCH, ModelConfig, Position
 from .cost import parameter_shapes
 from .weights import Source, published_tensors
@@ -142,10 +143,10 @@ def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: s
             + (f" (nor have {len(surplus) - 1} others)" if len(surplus) > 1 else "")
         )
 
-    def tensor(name: str) -> torch.Tensor:
+    def tensor(name: str, piece: Piece) -> torch.Tensor:
         # Opened for each tensor: a file kept open keeps every page of it that was read in memory.
         with safe_open(files[name], framework="pt") as file:
-            value = file.get_tensor(name)
+            value = file.get_slice(name)[piece.bounds(expected[name])]
         if not value.is_floating_point():
             raise ValueError(f"{files[name]}: tensor {name} is {value.dtype}; expected a floating-point type")
         return value

@@ -1,7 +1,8 @@
 """Filling a model's parameters, tensor by tensor, from whatever gives published tensors by name; and reading them back.
 
-One mechanism serves checkpoints and initialisation: a source is a function from a published name to a tensor. Every
-rank joins the canonical tensor and keeps its slice, so the weights do not depend on the layout.
+One mechanism serves checkpoints and initialisation: a source is a function from a published name, and the piece a rank
+holds, to a tensor. The pieces are cut before they are joined (a rank's heads are one piece of queries, keys and values
+alike), so a rank never holds more than its own, and the weights do not depend on the layout.
 """
 
 import hashlib
@@ -9,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..parallel.layers import local_slice
+from ..parallel.layers import Piece, piece_of
 from .config import ModelConfig
 from .correspondence import correspondences
 from .cost import parameter_shapes
 
-Source = Callable[[str], torch.Tensor]
+Source = Callable[[str, Piece], torch.Tensor]
 
 STANDARD_DEVIATION = 0.02
 
@@ -25,17 +26,15 @@ def fill(model: torch.nn.Module, config: ModelConfig, source: Source) -> None:
     parameters = dict(model.named_parameters())
     for entry in correspondences(config):
         parameter = parameters.pop(entry.parameter)
-        canonical = entry.join([source(name) for name in entry.published])
-        parameter.copy_(local_slice(canonical, parameter, model.mesh))
+        piece = piece_of(parameter, model.mesh)
+        parameter.copy_(entry.join([source(name, piece) for name in entry.published]))
     assert not parameters, f"parameters without a published counterpart: {sorted(parameters)}"
 
 
-def published_tensors(
-    config: ModelConfig, canonical: Callable[[str], torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Published name and tensor of everything `canonical` (in-memory name -> canonical tensor) holds, gradients too."""
+def published_tensors(config: ModelConfig, whole: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Published name and tensor of everything `whole` (in-memory name -> whole tensor) holds, gradients too."""
     for entry in correspondences(config):
-        tensors = entry.split(canonical(entry.parameter))
+        tensors = entry.split(whole(entry.parameter))
         yield from zip(entry.published, (tensor.contiguous() for tensor in tensors), strict=True)
 
 
@@ -47,7 +46,12 @@ def initialise(model: torch.nn.Module, config: ModelConfig, seed: int) -> None:
     embedders N(0, 0.02), all AdaLN and the output zero. normal: every matrix N(0, 0.02), so that no path is shut.
     """
     shapes = parameter_shapes(config)
-    fill(model, config, lambda name: _draw(name, shapes[name], config, seed))
+
+    def drawn(name: str, piece: Piece) -> torch.Tensor:
+        # Whole, then cut: which numbers a rank gets must not depend on how many ranks there are.
+        return _draw(name, shapes[name], config, seed)[piece.bounds(shapes[name])]
+
+    fill(model, config, drawn)
 
 
 def _draw(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Layers that a tensor-parallel group shares: megatron-core's column and row linears, and the module that holds them.
 
 Matrices are allocated on whatever device is the default at construction (a `with torch.device(...)`, meta included)
-and left unset: model/weights.py draws them in canonical form and each rank takes its slice.
+and left unset: model/weights.py sets them, each rank its own piece.
 """
 
 from collections.abc import Callable
@@ -120,11 +120,29 @@ def recompute(function: Callable, *tensors: torch.Tensor):
     return tensor_parallel.checkpoint(function, False, *tensors)
 
 
-def local_slice(canonical: torch.Tensor, parameter: torch.nn.Parameter, mesh: Mesh) -> torch.Tensor:
-    """The part of a whole parameter that this tensor-parallel rank holds; all of it where the parameter is not cut."""
+@dataclass(frozen=True)
+class Piece:
+    """Part `index` of `count` equal parts of a tensor along `dim`: what a tensor-parallel rank holds of a parameter."""
+
+    dim: int
+    index: int
+    count: int
+
+    def bounds(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        """The part as slices of a tensor of this shape."""
+        size = shape[self.dim] // self.count
+        assert size * self.count == shape[self.dim], f"{shape} does not split into {self.count} along {self.dim}"
+        return (slice(None),) * self.dim + (slice(self.index * size, (self.index + 1) * size),)
+
+
+WHOLE = Piece(dim=0, index=0, count=1)
+
+
+def piece_of(parameter: torch.nn.Parameter, mesh: Mesh) -> Piece:
+    """Which part of the whole parameter this rank holds; all of it where the parameter is not cut."""
     if not getattr(parameter, "tensor_model_parallel", False):
-        return canonical
-    return canonical.chunk(mesh.tensor.size(), dim=parameter.partition_dim)[mesh.tensor.rank()]
+        return WHOLE
+    return Piece(dim=parameter.partition_dim, index=mesh.tensor.rank(), count=mesh.tensor.size())
 
 
 def _default_device() -> torch.device:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as functional
 
 from contentv.parallel.config import ParallelConfig
-from contentv.parallel.layers import LayerFactory, local_slice, recompute
+from contentv.parallel.layers import WHOLE, LayerFactory, piece_of, recompute
 from contentv.parallel.mesh import build_mesh
 from contentv.tests.ranks import RankFailure
 
@@ -72,17 +72,17 @@ def test_layers_lie_on_the_default_device_in_the_factorys_dtype(mesh):
 
 
 @pytest.mark.parametrize("kind, dim", [("column", 0), ("row", 1)])
-def test_a_rank_holds_its_slice_of_a_cut_matrix(factory, kind, dim):
+def test_a_rank_holds_its_piece_of_a_cut_matrix(factory, kind, dim):
     layer = getattr(factory, kind)(6, 4)
-    canonical = torch.arange(24.0).view(4, 6)
-    group = SimpleNamespace(tensor=SimpleNamespace(size=lambda: 2, rank=lambda: 1))
-    expected = canonical[2:] if dim == 0 else canonical[:, 3:]
-    assert torch.equal(local_slice(canonical, layer.weight, group), expected)
+    whole = torch.arange(24.0).view(4, 6)
+    second = SimpleNamespace(tensor=SimpleNamespace(size=lambda: 2, rank=lambda: 1))
+    piece = piece_of(layer.weight, second)
+    assert torch.equal(whole[piece.bounds((4, 6))], whole[2:] if dim == 0 else whole[:, 3:])
     # Cut with the rows of a column linear, held whole beside a row linear.
-    bias = torch.arange(4.0)
-    assert local_slice(bias, layer.bias, group).tolist() == ([2, 3] if dim == 0 else [0, 1, 2, 3])
-    whole = torch.nn.Parameter(canonical)
-    assert torch.equal(local_slice(canonical, whole, group), canonical)
+    bias = torch.arange(4.0)[piece_of(layer.bias, second).bounds((4,))]
+    assert bias.tolist() == ([2, 3] if dim == 0 else [0, 1, 2, 3])
+    assert piece_of(torch.nn.Parameter(whole), second) == WHOLE
+    assert torch.equal(whole[WHOLE.bounds((4, 6))], whole)
 
 
 def test_recomputing_repeats_the_random_state():
