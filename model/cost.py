@@ -1,15 +1,80 @@
-"""What a model costs, by its shapes: parameters, in the published layout. Imports no torch.
+"""What a model costs, by its shapes: parameters, in the published layout, and floating-point operations of a step.
 
 The names are those of the published transformer (diffusers' SD3Transformer2DModel); model/published.py reads and
-writes files by this table, so a count and a file can not disagree.
+writes files by this table, so a count and a file can not disagree. Operations are counted weight by weight from the
+same table: what each one multiplies, forward and backward. Imports no torch.
 """
 
+from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from .config import PATCH, ModelConfig
 
 TIMESTEP_FEATURES = 256
 """Sinusoidal features of the timestep before its MLP."""
+
+UNTRAINED_INPUTS = (
+    "pos_embed.proj",
+    "time_text_embed.timestep_embedder.linear_1",
+    "time_text_embed.text_embedder.linear_1",
+    "context_embedder",
+)
+"""Layers that read the batch itself: backward gives their weights a gradient and their input none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOperations:
+    """Floating-point operations of one training step's matrix products; a multiply and its add are two.
+
+    Norms, activations, biases, positions, noise, loss and optimizer are left out: under 1 % at the model's sizes.
+    """
+
+    forward: int
+    backward: int
+    """Of the gradients of weights and activations alone."""
+    recomputed: int
+    """What backward computes a second time: the attention's scores, which no backend keeps, and under full
+    recomputation every block's forward."""
+
+    @property
+    def model(self) -> int:
+        """What the mathematics asks for, whatever is recomputed: the numerator of MFU (PaLM, arXiv 2204.02311, B)."""
+        return self.forward + self.backward
+
+    @property
+    def hardware(self) -> int:
+        """What the device executes: the numerator of HFU."""
+        return self.model + self.recomputed
+
+
+def count_operations(
+    config: ModelConfig,
+    *,
+    video_tokens: int,
+    text_tokens: int,
+    batch: int,
+    recompute: Literal["none", "full"] = "none",
+) -> StepOperations:
+    """Of forward and backward over `batch` samples of that many tokens, gradients of all parameters included."""
+    streams = {"video": batch * video_tokens, "text": batch * text_tokens, "sample": batch}
+    forward = backward = recomputed = 0
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) == 1:
+            continue  # biases and gains multiply no matrix
+        product = 2 * streams[_rows_of(name)] * prod(shape)
+        forward += product
+        backward += product if name.removesuffix(".weight") in UNTRAINED_INPUTS else 2 * product
+        if recompute == "full" and name.startswith("transformer_blocks."):
+            recomputed += product
+    for layer in range(config.layers):
+        # The last block's text asks nothing: its query is projected, as published, but attends to nothing.
+        queries = video_tokens if layer == config.layers - 1 else video_tokens + text_tokens
+        product = 2 * batch * queries * (video_tokens + text_tokens) * config.width
+        forward += 2 * product  # scores, and the weighted sum of values
+        backward += 4 * product  # of the values, the weights, the queries and the keys
+        recomputed += product if recompute == "none" else 3 * product
+    return StepOperations(forward=forward, backward=backward, recomputed=recomputed)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -50,6 +115,15 @@ def _block(prefix: str, config: ModelConfig, *, last: bool) -> dict[str, tuple[i
         shapes |= _linear(f"{prefix}.ff_context.net.0.proj", width, config.mlp_width)
         shapes |= _linear(f"{prefix}.ff_context.net.2", config.mlp_width, width)
     return shapes
+
+
+def _rows_of(name: str) -> Literal["video", "text", "sample"]:
+    """What a matrix of the published layout multiplies: every video token, every text token, or one row a sample."""
+    if name.startswith(("time_text_embed.", "norm_out.")) or ".norm1" in name:
+        return "sample"
+    if name.startswith("context_embedder.") or any(part in name for part in (".add_", ".to_add_out", ".ff_context.")):
+        return "text"
+    return "video"
 
 
 def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
