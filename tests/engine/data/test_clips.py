@@ -3,11 +3,13 @@
 import copy
 import hashlib
 import json
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from contentv.engine.data import clips
 from contentv.engine.data.clips import fetch, read_clip_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,10 +54,11 @@ def manifest_of(content: dict, tmp_path: Path):
     return read_clip_manifest(path)
 
 
-def test_clips_come_once_and_damaged_ones_come_again(content, tmp_path):
+def test_clips_come_once_and_damaged_ones_come_again(content, tmp_path, capsys):
     manifest = manifest_of(content, tmp_path)
     folder = tmp_path / "clips"
     assert fetch(manifest, folder) == ["some-clips"]
+    assert "fetching clips: MiB 1/1" in capsys.readouterr().err
     assert (folder / "a.mp4").read_bytes() == VIDEO
     assert [path.name for path in folder.iterdir()] == ["a.mp4"], "archives are not kept"
     assert fetch(manifest, folder) == []
@@ -84,6 +87,24 @@ def test_failures_name_the_package(content, tmp_path):
     content["packages"][0]["files"][0]["inner"] = "some_clips/b.mp4"
     with pytest.raises(ValueError, match="has no some_clips/b.mp4"):
         fetch(manifest_of(content, tmp_path), tmp_path / "clips")
+
+
+def test_a_download_is_watched_while_it_grows(tmp_path, monkeypatch):
+    """A stand-in for pip that fills a temporary folder in three pieces, and fails in the end."""
+    monkeypatch.setattr(clips, "LOOK_EVERY", 0.01)
+    code = """
+import pathlib, sys, tempfile, time
+with open(pathlib.Path(tempfile.mkdtemp()) / "wheel", "wb") as file:
+    for _ in range(3):
+        file.write(bytes(1000))
+        file.flush()
+        time.sleep(0.2)
+print("half a word")
+sys.exit(3)
+"""
+    seen = []
+    assert clips.run_watching([sys.executable, "-c", code], tmp_path, seen.append) == (3, "half a word\n")
+    assert set(seen) >= {1000, 2000, 3000} and seen == sorted(seen)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,11 @@ def encoder():
         return load_text("minilm")
 
 
+def test_loading_says_nothing(capfd):
+    load_text("minilm")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_features_equal_a_masked_batch(encoder):
     tokens, pooled = encoder.encode(CAPTIONS)
     words = encoder.tokenizer(CAPTIONS, padding="max_length", max_length=encoder.tokens, return_tensors="pt")
