@@ -107,11 +107,13 @@ class TrainerConfig:
     """full: keep only each block's input and run its forward again in the backward pass."""
     threads: int = 0
     """CPU threads a process computes with; 0: what torch chooses."""
+    peak_tflops: float = 0.0
+    """Peak of one device at this precision, for mfu and hfu; 0: by its name (engine/hardware.py), if it is known."""
 
     def __post_init__(self):
         _choice("trainer", self, precision=Precision, recompute=Recompute)
         _at_least("trainer", self, max_steps=1, global_batch=1, micro_batch=1, checkpoint_every=1, log_every=1)
-        _at_least("trainer", self, keep_checkpoints=0, validate_every=0, threads=0)
+        _at_least("trainer", self, keep_checkpoints=0, validate_every=0, threads=0, peak_tflops=0)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"trainer.seed is {self.seed}; it must lie from 0 to 2^63 - 1")
 

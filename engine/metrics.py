@@ -3,7 +3,8 @@
 metrics.jsonl holds two kinds of strict JSON objects, one a line:
 
   training    step (counted from 1), loss, grad_norm (before clipping), lr, tokens, seconds, tokens_per_second,
-              memory (MiB): one for every step, none twice
+              tflops (achieved on each device), mfu, hfu (shares of its peak; null where no peak is known: see
+              hardware.Utilisation), memory (MiB): one for every step, none twice
   validation  step, validation_loss: after the line of that step
 
 Numbers are written so that reading them back gives the same bits: a device's fp32 value as the shortest decimal of its
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor
 
 from ..parallel.durable import replacing, sync
+from .hardware import Utilisation
 from .progress import Progress
 from .run_files import METRICS_FILE, TENSORBOARD_FOLDER
 
-Value = float | int | Tensor
+Value = float | int | Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class TrainingStep:
     tokens: int
     """Video and text tokens of the global batch."""
     seconds: float
+    utilisation: Utilisation
     memory: float
     """MiB, the largest so far: of the accelerator's allocator, or of the process on a CPU."""
 
@@ -49,9 +52,9 @@ class TrainingStep:
         """Everything the line holds, in its order."""
         # Not dataclasses.asdict: its deep copy refuses a loss that still has its graph.
         values = {name: _copy(value) for name, value in vars(self).items()}
-        memory = values.pop("memory")
+        memory, utilisation = values.pop("memory"), values.pop("utilisation")
         rate = self.tokens / self.seconds if self.seconds > 0 else math.inf
-        return {**values, "tokens_per_second": rate, "memory": memory}
+        return {**values, "tokens_per_second": rate, **vars(utilisation), "memory": memory}
 
 
 class MetricsWriter:
@@ -121,14 +124,14 @@ class MetricsWriter:
         self._file.flush()
         for line in lines:
             for name, value in line.items():
-                if name != "step":
+                if name != "step" and value is not None:
                     self._events.add_scalar(name, value, line["step"])
         last = lines[-1]
         shown = {name: last[name] for name in ("loss", "grad_norm", "lr", "validation_loss") if name in last}
         self._progress.advance_to(last["step"], shown)
 
 
-def values_on_host(lines: Sequence[dict[str, Value]]) -> list[dict[str, float | int]]:
+def values_on_host(lines: Sequence[dict[str, Value]]) -> list[dict[str, float | int | None]]:
     """The same lines with every tensor as a Python float; one transfer per device, whatever their number."""
     by_device: dict[torch.device, list[tuple[int, str]]] = {}
     for index, line in enumerate(lines):
@@ -143,13 +146,15 @@ def values_on_host(lines: Sequence[dict[str, Value]]) -> list[dict[str, float | 
     return host
 
 
-def as_json_line(line: dict[str, float | int]) -> str:
-    """One strict JSON object and a newline; a number that JSON lacks becomes its name."""
-    strict = {name: value if math.isfinite(value) else str(float(value)) for name, value in line.items()}
+def as_json_line(line: dict[str, float | int | None]) -> str:
+    """One strict JSON object and a newline; a number that JSON lacks becomes its name, None becomes null."""
+    strict = {
+        name: value if value is None or math.isfinite(value) else str(float(value)) for name, value in line.items()
+    }
     return json.dumps(strict, allow_nan=False) + "\n"
 
 
-def read_metrics(path: str | Path) -> list[dict[str, float | int]]:
+def read_metrics(path: str | Path) -> list[dict[str, float | int | None]]:
     """Every whole line of a metrics.jsonl, in the order of the file, "nan" and "inf" as numbers again.
 
     A half line at the end (the run is writing, or was killed) is left out.

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.device import peak_memory_mib
+from ..kernels.device import name_of, peak_memory_mib
+from ..model.cost import count_operations
 from ..model.embeddings import token_grid
 from . import config_yaml
 from .config import OptimizerConfig, RunConfig
+from .hardware import Peak, Utilisation, peak_of
 from .metrics import MetricsWriter, TrainingStep
 from .probe import probe_loss
 from .session import Session, open_session
@@ -48,7 +50,9 @@ class StepResult:
     loss: torch.Tensor
     grad_norm: torch.Tensor
     learning_rate: float
-    tokens: int
+    video_tokens: int
+    """Of one sample."""
+    text_tokens: int
     stop: bool
     """Some rank was asked to stop."""
 
@@ -62,10 +66,11 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     """
     session = open_session(config)
     trainer, writes = session.config.trainer, session.mesh.rank == 0
+    peak = peak_of(name_of(session.mesh.device), trainer.precision, trainer.peak_tflops)
     if writes:
         config_yaml.save(session.config, config.run.folder)
         (Path(config.run.folder) / OUTCOME_FILE).unlink(missing_ok=True)
-        announce(session)
+        announce(session, peak)
     metrics = MetricsWriter(
         config.run.folder,
         log_every=trainer.log_every,
@@ -79,7 +84,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
             started = time.monotonic()
             result = take_step(session, step + 1, signals)
             step, stop = step + 1, result.stop
-            metrics.training(_line(session, step, result, time.monotonic() - started))
+            metrics.training(_line(session, step, result, time.monotonic() - started, peak))
             # Asked to stop, it has seconds, not a validation's minutes.
             if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
                 metrics.validation(step, validate(session))
@@ -100,12 +105,12 @@ def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
     """Update number `step`, counted from 1. Raises NonFiniteError on all ranks alike, the weights left as they were."""
     trainer = session.config.trainer
     losses: list[torch.Tensor] = []
-    tokens: list[int] = []
+    tokens: list[tuple[int, int]] = []
 
     def loss_of(clips, model) -> torch.Tensor:
         losses_B = session.flow.losses(model, clips, step)
         losses.append(losses_B.detach())
-        tokens.append(math.prod(token_grid(clips.latents_BCFYX)) + clips.caption.tokens_BTW.shape[1])
+        tokens.append((math.prod(token_grid(clips.latents_BCFYX)), clips.caption.tokens_BTW.shape[1]))
         return losses_B.mean()
 
     batches = session.loader.microbatches(session.sample_index(step), session.mesh.device)
@@ -123,7 +128,7 @@ def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
         raise NonFiniteError(_what_broke(session, step, torch.cat(losses), float(loss), float(grad_norm)))
     learning_rate = learning_rate_at(step, session.config.optimizer, trainer.max_steps)
     session.optimizer.update(step, learning_rate, grad_norm)
-    return StepResult(loss, grad_norm, learning_rate, tokens[0] * trainer.global_batch, stop)
+    return StepResult(loss, grad_norm, learning_rate, *tokens[0], stop)
 
 
 def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
@@ -153,24 +158,35 @@ def record(outcome: Outcome, folder: Path) -> None:
     partial.replace(folder / OUTCOME_FILE)
 
 
-def announce(session: Session) -> None:
-    """What is about to run, on stderr: where, from which step, with which kernels."""
+def announce(session: Session, peak: Peak) -> None:
+    """What is about to run, on stderr: where, from which step, with which kernels, against which peak."""
     say = partial(print, file=sys.stderr)
     mesh, run = session.mesh, session.config.run.folder
     start = f"resumes after step {session.first_step}" if session.first_step else "starts"
     say(f"{run} {start}: {session.config.recipe} on {mesh.world_size} x {mesh.device.type}")
     for row in session.kernels.report():
         say(f"  {row}")
+    known = "unknown (set trainer.peak_tflops)" if peak.tflops is None else f"{peak.tflops:g} TFLOP/s"
+    say(f"  peak {known}: {peak.reason}")
 
 
-def _line(session: Session, step: int, result: StepResult, seconds: float) -> TrainingStep:
+def _line(session: Session, step: int, result: StepResult, seconds: float, peak: Peak) -> TrainingStep:
+    trainer, video_tokens, text_tokens = session.config.trainer, result.video_tokens, result.text_tokens
+    operations = count_operations(
+        session.config.model,
+        video_tokens=video_tokens,
+        text_tokens=text_tokens,
+        batch=trainer.global_batch,
+        recompute=trainer.recompute,
+    )
     return TrainingStep(
         step=step,
         loss=result.loss,
         grad_norm=result.grad_norm,
         lr=result.learning_rate,
-        tokens=result.tokens,
+        tokens=(video_tokens + text_tokens) * trainer.global_batch,
         seconds=seconds,
+        utilisation=Utilisation.of(operations, seconds=seconds, devices=session.mesh.world_size, peak=peak),
         memory=peak_memory_mib(session.mesh.device),
     )
 

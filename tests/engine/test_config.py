@@ -36,6 +36,8 @@ from contentv.launchers.recipes import quickstart
         ("trainer", "precision", "fp16"),
         ("trainer", "recompute", "some"),
         ("trainer", "threads", -1),
+        ("trainer", "peak_tflops", -1.0),
+        ("trainer", "peak_tflops", inf),
         ("sample", "steps", 0),
         ("sample", "guidance", -1.0),
         ("sample", "fps", 0.0),

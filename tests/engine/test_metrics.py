@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from contentv.engine import metrics
+from contentv.engine.hardware import Utilisation
 from contentv.engine.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsWriter, TrainingStep, read_metrics
 
 
@@ -39,7 +40,8 @@ def writer(folder, log_every=3, resume_step=0, enabled=True):
 
 
 def line(step, loss=0.1, grad_norm=1.5, **changes):
-    values = {"lr": 1e-3, "tokens": 1088, "seconds": 0.25, "memory": 17.0} | changes
+    used = Utilisation(tflops=0.5, mfu=0.25, hfu=None)
+    values = {"lr": 1e-3, "tokens": 1088, "seconds": 0.25, "utilisation": used, "memory": 17.0} | changes
     return TrainingStep(step=step, loss=loss, grad_norm=grad_norm, **values)
 
 
@@ -61,8 +63,13 @@ def test_a_line_holds_what_is_promised(tmp_path, events):
         "tokens": 1088,
         "seconds": 0.25,
         "tokens_per_second": 4352.0,
+        "tflops": 0.5,
+        "mfu": 0.25,
+        "hfu": None,
         "memory": 17.0,
     }
+    assert read_metrics(tmp_path / METRICS_FILE)[0]["hfu"] is None
+    assert not [name for name, _, _ in events.scalars if name == "hfu"]
     assert json.loads(validation) == {"step": 1, "validation_loss": 0.5}
     assert ("loss", 0.1, 1) in events.scalars and ("validation_loss", 0.5, 1) in events.scalars
     assert events.closed

@@ -13,8 +13,9 @@ from contentv.engine.metrics import read_metrics
 from contentv.engine.session import Session
 from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import NonFiniteError, learning_rate_at, train
+from contentv.model.cost import count_operations
 from contentv.parallel.checkpoint import plain_tensors
-from tests.engine.small_run import small_config, write_shards
+from tests.engine.small_run import MODEL, small_config, write_shards
 
 
 class Stop(StopSignals):
@@ -210,3 +211,16 @@ def test_learning_rate(schedule, expected):
     assert learning_rate_at(10, config, 110) == 2.0
     assert learning_rate_at(60, config, 110) == pytest.approx(2.0 * expected)
     assert learning_rate_at(110, config, 110) == pytest.approx(2.0 if schedule == "constant" else 0.0)
+
+
+def test_a_line_says_how_much_of_the_device_was_used(shards, tmp_path):
+    unknown = small_config(tmp_path / "unknown", shards, trainer={"max_steps": 1, "recompute": "full"})
+    known = small_config(tmp_path / "known", shards, trainer={"max_steps": 1, "recompute": "full", "peak_tflops": 2.0})
+    operations = count_operations(MODEL, video_tokens=12, text_tokens=5, batch=4, recompute="full")
+    for config, peak in ((unknown, None), (known, 2.0)):
+        train(config, StopSignals())
+        (line,) = lines_of(config)
+        assert line["tflops"] * line["seconds"] == pytest.approx(operations.model / 1e12)
+        assert line["mfu"] == (peak and pytest.approx(line["tflops"] / peak))
+        assert line["hfu"] == (peak and pytest.approx(line["mfu"] * operations.hardware / operations.model))
+        assert line["tokens"] == (12 + 5) * 4
