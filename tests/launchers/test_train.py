@@ -40,7 +40,9 @@ def test_the_status_says_how_the_run_ended(monkeypatch, capsys, complete, status
 def test_a_world_the_batch_does_not_fit_is_refused_before_training(monkeypatch, capsys):
     seen = []
     trainer(monkeypatch, True, seen)
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    announced = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in announced.items():
+        monkeypatch.setenv(name, value)
     assert train.main(["quickstart"]) == 2
     assert "3 data-parallel ranks" in capsys.readouterr().err and not seen
 
