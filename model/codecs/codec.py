@@ -80,21 +80,40 @@ def save_tensors(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
     # Not safetensors' save_file: that makes files only their owner may read, and data folders are shared.
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     (folder / TENSORS_FILE).write_bytes(content)
-    settings = {"kind": kind, "identity": identity_of(kind, tensors)}
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    write_settings(folder, kind, identity_of(kind, tensors))
+
+
+def write_settings(folder: Path, kind: str, identity: str, **others: str) -> None:
+    """Writes what `read_settings` reads to `folder`, which is made if need be."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    settings = {"kind": kind, "identity": identity, **others}
+    (Path(folder) / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def read_settings(folder: Path) -> dict[str, str]:
+    """What codec.json says: `kind` and `identity` at least; ValueError naming the folder if it holds no codec."""
+    try:
+        settings = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
+        if not all(isinstance(settings[name], str) for name in ("kind", "identity")):
+            raise TypeError("kind and identity must be strings")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds no readable codec ({type(error).__name__}: {error}); expected {SETTINGS_FILE}: give the "
+            "`codec` folder of a shard folder or a run, or the folder of a Wan VAE"
+        ) from error
+    return settings
 
 
 def load_tensors(folder: Path) -> tuple[str, dict[str, Tensor]]:
     """Kind and tensors that `save_tensors` wrote; ValueError naming the file if one is absent, broken or altered."""
-    settings_file, tensors_file = Path(folder) / SETTINGS_FILE, Path(folder) / TENSORS_FILE
+    settings, tensors_file = read_settings(folder), Path(folder) / TENSORS_FILE
+    kind, recorded = settings["kind"], settings["identity"]
     try:
-        settings = json.loads(settings_file.read_text())
-        kind, recorded = settings["kind"], settings["identity"]
         tensors = load_file(tensors_file)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{folder} holds no readable codec ({type(error).__name__}: {error}); expected {SETTINGS_FILE} and "
-            f"{TENSORS_FILE}: give the `codec` folder of a shard folder or a run"
+            f"{tensors_file}: not readable ({type(error).__name__}: {error}); expected the tensors of codec {kind}: "
+            "restore it or encode the data again"
         ) from error
     found = identity_of(kind, tensors)
     if found != recorded:

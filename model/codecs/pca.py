@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT, identity_of, latent_size, save_tensors
+from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT, identity_of, latent_size, load_tensors, save_tensors
 
 CHANNELS = 16
 
@@ -48,6 +48,12 @@ class PCACodec:
             raise ValueError(f"a pca codec has tensors {found}; expected {expected_shapes()}: fit or load it again")
         self.tensors = {name: tensor.detach().float() for name, tensor in tensors.items()}
         self.identity = identity_of(self.kind, self.tensors)
+
+    @classmethod
+    def load(cls, folder: Path) -> "PCACodec":
+        """Reads what `save` wrote; ValueError if it is absent, broken or altered."""
+        _, tensors = load_tensors(folder)
+        return cls(tensors)
 
     def encode(self, pixels_B3FYX: Tensor) -> Tensor:
         """See `Codec.encode`."""
