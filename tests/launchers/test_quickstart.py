@@ -19,7 +19,7 @@ from contentv.engine.data.manifest import FileEntry, Manifest, TextEntry, write_
 from contentv.kernels.config import KernelConfig
 from contentv.launchers import footprint, quickstart, recipes
 from tests.launchers import fake_stage
-from tests.launchers.processes import all_end
+from tests.launchers.processes import all_end, is_alive
 
 FAKE = fake_stage.__file__
 RUN = Path("runs/quickstart")
@@ -321,15 +321,19 @@ sys.exit(quickstart.main([]))
 def test_an_interrupt_ends_the_stage_and_all_it_started(number):
     with open("stderr.log", "w") as log:
         command = subprocess.Popen([sys.executable, "-c", HANG], stderr=log, start_new_session=True)
+    started = []
     try:
-        started = wait_for(lambda: psutil.Process(command.pid).children(recursive=True), 2)
+        started += wait_for(lambda: psutil.Process(command.pid).children(recursive=True), 2)
         command.send_signal(number)
         assert command.wait(timeout=20) == 130
         assert all_end(started), "a process outlived the command"
         assert Path("stderr.log").read_text() == "interrupted; the same command goes on from here\n"
     finally:
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
+        # These alone: other tests have processes of their own under this one.
+        for process in started:
+            if is_alive(process):
+                process.kill()
+        command.kill()
         command.wait()
 
 
