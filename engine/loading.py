@@ -1,12 +1,21 @@
 """From shards on the disk to clips on the device."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
 from ..model.flow import Caption, Clips
 from .data.sampler import Sampler, local
 from .data.shards import Batch, ShardDataset
+
+
+class StepBatches(Protocol):
+    """Where the microbatches of a step come from."""
+
+    def global_ids(self, sample_index: int) -> list[int]: ...
+
+    def microbatches(self, sample_index: int, device: torch.device) -> Iterator[Clips]: ...
 
 
 class StepLoader:

@@ -9,7 +9,7 @@ import torch
 from ..kernels.config import KernelConfig
 from ..kernels.registry import KernelSet, choose
 from ..model.codecs.codec import identity_of, load_tensors
-from ..model.flow import Caption, FlowMatching
+from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
 from ..model.weights import initialise
 from ..parallel import checkpoint
@@ -20,25 +20,22 @@ from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_f
 from .config import OptimizerConfig, RunConfig
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
-from .loading import StepLoader
+from .loading import StepBatches, StepLoader
 from .writable import check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
-    """A run that is ready to take its next step."""
+class Training:
+    """What one step takes (`trainer.take_step`), wherever its batches come from."""
 
     config: RunConfig
     """Resolved: the kernels are named."""
     mesh: Mesh
     kernels: KernelSet
-    dataset: ShardDataset
-    held_out: ShardDataset | None
-    """What validation reads; None where there is none."""
-    loader: StepLoader
-    flow: FlowMatching
+    loader: StepBatches
+    flow: Objective
     model: DataParallel
     optimizer: Optimizer
     checkpoints: CheckpointFolder
@@ -50,6 +47,15 @@ class Session:
     def sample_index(self, step: int) -> int:
         """The global sample index at which update `step` begins."""
         return self.first_sample + (step - 1 - self.first_step) * self.config.trainer.global_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session(Training):
+    """A run that is ready to take its next step."""
+
+    dataset: ShardDataset
+    held_out: ShardDataset | None
+    """What validation reads; None where there is none."""
 
     def save(self, step: int) -> Path:
         """Writes the checkpoint of `step` (all ranks together) and lets the oldest go."""
@@ -108,13 +114,16 @@ def open_session(config: RunConfig) -> Session:
     )
 
 
-def build_training(config: RunConfig, mesh: Mesh, kernels: KernelSet) -> tuple[DataParallel, Optimizer]:
-    """Model in its gradient buffers and optimizer around it, weights unset."""
+def build_training(
+    config: RunConfig, mesh: Mesh, kernels: KernelSet, *, average: bool = True
+) -> tuple[DataParallel, Optimizer]:
+    """Model in its gradient buffers and optimizer around it, weights unset; `average` False: without their average."""
     shape = Shape(layers=config.model.layers, width=config.model.width, heads=config.model.heads)
     dtype = DTYPES[config.trainer.precision]
     module = build(config.model, mesh, kernels, dtype=dtype, recomputed=config.trainer.recompute)
     model = DataParallel(module, mesh, shape, dtype)
-    return model, Optimizer(model, adamw_settings(config.optimizer), kernels)
+    settings = adamw_settings(config.optimizer)
+    return model, Optimizer(model, settings if average else replace(settings, ema_decay=None), kernels)
 
 
 def initialise_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig) -> None:

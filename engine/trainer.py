@@ -21,7 +21,7 @@ from .config import OptimizerConfig, RunConfig
 from .hardware import Peak, Utilisation, peak_of
 from .metrics import MetricsWriter, TrainingStep
 from .probe import probe_loss
-from .session import Session, open_session
+from .session import Session, Training, open_session
 from .signals import StopSignals
 
 OUTCOME_FILE = "outcome.json"
@@ -101,7 +101,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     return outcome
 
 
-def take_step(session: Session, step: int, signals: StopSignals) -> StepResult:
+def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
     """Update number `step`, counted from 1. Raises NonFiniteError on all ranks alike, the weights left as they were."""
     trainer = session.config.trainer
     losses: list[torch.Tensor] = []
@@ -191,7 +191,7 @@ def _line(session: Session, step: int, result: StepResult, seconds: float, peak:
     )
 
 
-def _what_broke(session: Session, step: int, losses_B: torch.Tensor, loss: float, grad_norm: float) -> str:
+def _what_broke(session: Training, step: int, losses_B: torch.Tensor, loss: float, grad_norm: float) -> str:
     """The message every rank raises: which step, which samples, what now. Only on the way out, so it may gather."""
     ids = session.loader.global_ids(session.sample_index(step))
     mesh, share = session.mesh, len(ids) // session.mesh.data_size

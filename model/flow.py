@@ -9,6 +9,7 @@ Noise, noise level and caption dropout of a sample are functions of (seed, sampl
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -37,6 +38,13 @@ class Clips:
     caption: Caption
     sample_B: torch.Tensor
     """int64 sample ids."""
+
+
+class Objective(Protocol):
+    """What a step minimises."""
+
+    def losses(self, model: VelocityModel, clips: Clips, step: int) -> torch.Tensor:
+        """[B] fp32: each sample's loss at update `step`."""
 
 
 @dataclass(frozen=True)

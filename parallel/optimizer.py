@@ -28,7 +28,8 @@ class AdamWSettings:
     decay_biases_and_gains: bool
     clip: float
     """Largest global gradient norm; 0: no clipping."""
-    ema_decay: float
+    ema_decay: float | None
+    """None: no average is kept, and no checkpoint can be saved."""
 
 
 class MasterAdamW(torch.optim.AdamW):
@@ -43,14 +44,15 @@ class MasterAdamW(torch.optim.AdamW):
         self.averages: dict[torch.Tensor, torch.Tensor] = {}
 
     def prepare_state(self) -> None:
-        """Zero moments, and averages that start as the weights themselves."""
+        """Zero moments, and averages (where they are kept) that start as the weights themselves."""
         for group in self.param_groups:
             for master in group["params"]:
                 if not self.state[master]:
                     self.state[master]["step"] = torch.tensor(0.0)
                     self.state[master]["exp_avg"] = torch.zeros_like(master)
                     self.state[master]["exp_avg_sq"] = torch.zeros_like(master)
-                    self.averages[master] = master.detach().clone()
+                    if self.settings.ema_decay is not None:
+                        self.averages[master] = master.detach().clone()
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
@@ -64,10 +66,10 @@ class MasterAdamW(torch.optim.AdamW):
                 update = AdamWUpdate(
                     lr=group["lr"], beta1=self.settings.beta1, beta2=self.settings.beta2,
                     epsilon=self.settings.epsilon, weight_decay=group["weight_decay"], step=self.update_number,
-                    clip_factor=self.clip_factor, ema_decay=self.settings.ema_decay,
+                    clip_factor=self.clip_factor, ema_decay=self.settings.ema_decay or 0.0,
                 )  # fmt: skip
                 moments = state["exp_avg"], state["exp_avg_sq"]
-                self.kernels.adamw(master, master.grad, *moments, self.averages[master], None, update)
+                self.kernels.adamw(master, master.grad, *moments, self.averages.get(master), None, update)
 
 
 class ShardedOptimizer(DistributedOptimizer):
@@ -83,6 +85,7 @@ class ShardedOptimizer(DistributedOptimizer):
 
     def gathered_average(self, buffer, buckets: list[dict], empty: bool = False) -> torch.Tensor:
         """The average of a whole gradient buffer, padding between its buckets left out, fp32 on the host."""
+        assert self.optimizer.settings.ema_decay is not None, "this optimizer keeps no average"
         if empty:
             return torch.zeros(buffer.numel_unpadded)
         pieces = []

@@ -115,6 +115,20 @@ def test_updates_are_torchs(mesh, settings, count):
             torch.testing.assert_close(found[kind][name], tensor, rtol=1e-5, atol=1e-6, msg=f"{kind}, {name}")
 
 
+def test_without_an_average_the_updates_are_the_same_and_none_is_kept(mesh):
+    results = []
+    for settings in (SETTINGS, replace(SETTINGS, ema_decay=None)):
+        model, optimizer = prepared(mesh, settings)
+        for step, rate in enumerate(RATES, 1):
+            model.forward_backward(loss_of, batches(step, 1), 1)
+            optimizer.update(step, rate, optimizer.gradient_norm())
+        results.append([parameter.detach().clone() for parameter in model.module.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert not optimizer.sharded.optimizer.averages
+    with pytest.raises(AssertionError, match="keeps no average"):
+        optimizer.averaged()
+
+
 def test_the_loss_of_accumulated_batches_is_their_mean(mesh):
     model, _ = prepared(mesh, SETTINGS)
     pieces = batches(1, 3)
