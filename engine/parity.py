@@ -49,7 +49,7 @@ def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
 def compare(folder: str | Path, golden_file: str | Path, position: Position | None = None) -> list[Comparison]:
     """All comparisons, in the golden file's own names. ValueError if either side is not what it should be."""
     golden_file = Path(golden_file)
-    golden = _read_golden(golden_file)
+    golden = read_golden(golden_file)
     model = MMDiT.from_pretrained(folder, position)
     _check_golden(golden_file, golden, model)
     golden = {key: value.to(model.mesh.device) for key, value in golden.items()}
@@ -93,7 +93,8 @@ def _loss(model: MMDiT, golden: dict[str, torch.Tensor]) -> torch.Tensor:
     return model.kernels.flow_loss(velocity_SBP, golden["x0"], golden["noise"], weight_B).mean()
 
 
-def _read_golden(path: Path) -> dict[str, torch.Tensor]:
+def read_golden(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a golden file. ValueError if it is missing, truncated or no such file."""
     try:
         return load_file(path)
     except FileNotFoundError:

@@ -12,7 +12,9 @@ COMMANDS = {
     "sample": "one video from a run or from published weights",
     "evaluate": "recompute a run's figures from its last checkpoint and its data",
     "convert": "compare published weights with golden values, write and read them",
+    "bench": "time and memory of a training step",
     "data": "fetch a recipe's clips and encode them into latent shards",
+    "doctor": "can training work here, what is missing, which kernels would run",
     "quickstart": "data, training, a kill and a resume, samples, figures: the whole way, on a CPU",
 }
 

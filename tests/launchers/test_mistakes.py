@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from contentv.engine.checkpoints import CheckpointFolder
 from contentv.engine.sampling import find_checkpoint, open_run
-from contentv.launchers import convert, data, evaluate, quickstart, sample, train
+from contentv.launchers import bench, convert, data, evaluate, quickstart, sample, train
 from tests.engine.real_run import STEPS
 from tests.engine.small_run import write_shards
 
 COMMANDS = {"train": train, "sample": sample, "evaluate": evaluate, "convert": convert, "data": data,
-            "quickstart": quickstart}  # fmt: skip
+            "quickstart": quickstart, "bench": bench}  # fmt: skip
 PROMPT = ("--prompt", "red waves")
 
 
@@ -74,7 +74,7 @@ def training(shards, *options, folder="made"):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option(refusal, name):
     needed = {"train": ["quickstart"], "sample": ["run", *PROMPT, "--out", "x.mp4"], "evaluate": ["run"]}
-    needed |= {"convert": ["parity", "folder", "golden"], "data": ["quickstart"]}
+    needed |= {"convert": ["parity", "folder", "golden"], "data": ["quickstart"], "bench": ["step"]}
     assert "--surprise" in refusal(name, *needed.get(name, []), "--surprise", "1")
 
 
