@@ -1,13 +1,25 @@
 """Text encoders by name."""
 
+from pathlib import Path
+
 from .minilm import MiniLM
+from .sd3 import SD3Text
 from .text import TextEncoder
 
-TEXTS = {MiniLM.kind: MiniLM.load}
+TEXTS = {MiniLM.kind: MiniLM.load, SD3Text.kind: SD3Text.load}
+
+FROM_FOLDER = {SD3Text.kind}
+"""Encoders whose weights come from a folder; the others bring their own."""
 
 
-def load_text(kind: str, tokens: int | None = None) -> TextEncoder:
-    """The encoder `kind`, with its own or the given number of tokens; ValueError for a kind this version lacks."""
+def load_text(kind: str, tokens: int | None = None, folder: str | Path | None = None) -> TextEncoder:
+    """The encoder `kind`, with its own or the given number of tokens, its weights from `folder` if it needs one.
+
+    ValueError for a kind this version lacks, and for a folder given to an encoder that brings its own weights.
+    """
     if kind not in TEXTS:
         raise ValueError(f"text encoder {kind!r} is not known; known are {', '.join(sorted(TEXTS))}")
-    return TEXTS[kind]() if tokens is None else TEXTS[kind](tokens=tokens)
+    if folder is not None and kind not in FROM_FOLDER:
+        raise ValueError(f"text encoder {kind} brings its own weights, but the folder {folder} is given: leave it out")
+    options = {"tokens": tokens, "folder": folder}
+    return TEXTS[kind](**{name: value for name, value in options.items() if value is not None})
