@@ -144,7 +144,7 @@ def rival(folder: Path, inputs: Path, steps: int) -> dict:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - started)
     return {
         "ms": 1000 * statistics.median(seconds[WARM_UP:]),
