@@ -26,7 +26,8 @@ def write_samples(folder: Path, samples: dict[str, torch.Tensor], fps: float) ->
 def write_sheet(folder: Path, sources: dict[str, torch.Tensor], samples: dict[str, torch.Tensor]) -> Path:
     """contact_sheet.png: source frames above sampled frames, per caption."""
     rows = [
-        SheetRow(caption=caption, source_3FYX=sources[caption], sampled_3FYX=samples[caption]) for caption in samples
+        SheetRow(caption=caption, videos={"source": sources[caption], "sampled": samples[caption]})
+        for caption in samples
     ]
     contact_sheet(folder / SHEET_FILE, rows)
     return folder / SHEET_FILE

@@ -3,7 +3,7 @@
 PyAV carries ffmpeg and x264 in its wheel, so this runs wherever pip does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -78,15 +78,14 @@ def to_pixels(frames: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
-    """One caption's pair of videos, float [3, F, Y, X] in [-1, 1]; their lengths and sizes may differ."""
+    """One caption's videos, what each is -> float [3, F, Y, X] in [-1, 1]; their lengths and sizes may differ."""
 
     caption: str
-    source_3FYX: Tensor
-    sampled_3FYX: Tensor
+    videos: Mapping[str, Tensor]
 
 
 def contact_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
-    """Writes a PNG: for each caption its text, a row of source frames and below it a row of sampled frames.
+    """Writes a PNG: for each caption its text and below it the frames of each of its videos, in a row.
 
     Frames are evenly spread over each video, first and last included, and doubled in size so that one can look at them.
     """
@@ -104,11 +103,13 @@ def contact_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
 
 
 def _section(row: SheetRow) -> Image.Image:
-    strips = [_strip(row.source_3FYX), _strip(row.sampled_3FYX)]
+    strips = [_strip(pixels_3FYX) for pixels_3FYX in row.videos.values()]
     width = max(strip.shape[1] for strip in strips) + 2 * SHEET_MARGIN
     height = SHEET_LINE + sum(strip.shape[0] + SHEET_MARGIN for strip in strips)
     section = Image.new("RGB", (width, height), "white")
-    ImageDraw.Draw(section).text((SHEET_MARGIN, 2), f"{row.caption}  (above: source, below: sampled)", fill="black")
+    ImageDraw.Draw(section).text(
+        (SHEET_MARGIN, 2), f"{row.caption}  (from above: {', '.join(row.videos)})", fill="black"
+    )
     top = SHEET_LINE
     for strip in strips:
         section.paste(Image.fromarray(strip), (SHEET_MARGIN, top))

@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "compare published weights with golden values, write and read them",
     "bench": "time and memory of a training step",
     "data": "fetch a recipe's clips and encode them into latent shards",
+    "inspect": "what is in latent shards, a run, a checkpoint, or published weights",
     "doctor": "can training work here, what is missing, which kernels would run",
     "quickstart": "data, training, a kill and a resume, samples, figures: the whole way, on a CPU",
 }

@@ -47,6 +47,9 @@ class PublishedFolder:
 
     config: ModelConfig
     tensor: Source
+    files: list[str]
+    position_is_written: bool
+    """False: config.json names no position mode, and the caller's or the published one was taken."""
 
 
 def open_folder(folder: str | Path, position: Position | None = None) -> PublishedFolder:
@@ -58,8 +61,15 @@ def open_folder(folder: str | Path, position: Position | None = None) -> Publish
     if not (folder / CONFIG_FILE).exists() and (folder / "transformer" / CONFIG_FILE).exists():
         folder = folder / "transformer"
     config = read_config(folder / CONFIG_FILE, position)
-    ignored = {IMAGE_TABLE} if _read_json(folder / CONFIG_FILE)["_class_name"] == IMAGE_CLASS else set()
-    return PublishedFolder(config, _open_weights(folder, parameter_shapes(config), ignored))
+    values = _read_json(folder / CONFIG_FILE)
+    ignored = {IMAGE_TABLE} if values["_class_name"] == IMAGE_CLASS else set()
+    tensor = _open_weights(folder, parameter_shapes(config), ignored)
+    return PublishedFolder(
+        config=config,
+        tensor=tensor,
+        files=sorted({path.name for path in weight_files(folder).values()}),
+        position_is_written="position" in values,
+    )
 
 
 def read_config(path: Path, position: Position | None = None) -> ModelConfig:

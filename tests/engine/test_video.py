@@ -64,7 +64,7 @@ def test_bytes_and_pixels_are_inverse():
 def test_contact_sheet_shows_source_above_sample(tmp_path):
     dark, light = torch.full((3, 17, 8, 12), -1.0), torch.full((3, 5, 8, 12), 1.0)
     light[:, -1] = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
-    rows = [SheetRow(caption="one", source_3FYX=dark, sampled_3FYX=light)] * 2
+    rows = [SheetRow(caption="one", videos={"source": dark, "sampled": light})] * 2
     contact_sheet(tmp_path / "new" / "sheet.png", rows)
     sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
     assert sheet.shape == (2 * (16 + 2 * (16 + 6)), 9 * 24 + 12, 3)

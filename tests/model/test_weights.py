@@ -47,7 +47,7 @@ def test_the_pieces_of_all_ranks_are_the_whole_parameter():
         else:
             cut += 1
             assert torch.equal(torch.cat(parts, dim=pieces[0].dim), parameter), entry.parameter
-    # AdaLN, queries-keys-values, up (matrix and bias each), output, down: 8 a full stream, 4 a lending one, 2 at the end.
+    # AdaLN, queries-keys-values, up (with biases), output, down: 8 a full stream, 4 a lending one; 2 at the end.
     assert cut == 8 + 8 + 8 + 4 + 2
 
 

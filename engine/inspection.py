@@ -1,0 +1,112 @@
+"""What a folder is and what is in it: latent shards, a run, one checkpoint, published weights."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..model import published
+from ..model.codecs import load_codec
+from ..model.config import ModelConfig
+from ..model.cost import count_parameters
+from .checkpoints import FACTS_FILE, CheckpointFolder
+from .config_yaml import to_plain
+from .data.manifest import MANIFEST_FILE
+from .data.shards import ShardDataset
+from .sampling import find_checkpoint
+from .video import SheetRow, contact_sheet
+
+Facts = dict[str, Any]
+
+
+def inspect(path: str | Path) -> Facts:
+    """Plain facts, first of all `kind`. ValueError if the folder is none of the kinds, or is damaged."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give latent shards, a run, a checkpoint, or published weights")
+    if (folder / MANIFEST_FILE).is_file():
+        return shards(folder)
+    if (folder / FACTS_FILE).is_file():
+        return checkpoint(folder)
+    if CheckpointFolder(folder).steps():
+        return run(folder)
+    if any((folder / place).is_file() for place in ("config.json", "transformer/config.json")):
+        return published_weights(folder)
+    raise ValueError(
+        f"{folder} holds no {MANIFEST_FILE} (latent shards), no checkpoints (a run), no {FACTS_FILE} (a checkpoint), no "
+        "config.json (published weights)"
+    )
+
+
+def shards(folder: Path) -> Facts:
+    """Counts, captions, shapes and identities, after every digest was compared."""
+    splits = {}
+    for split in ShardDataset(folder).manifest.counts():
+        dataset = ShardDataset(folder, split)
+        dataset.verify()
+        ids = [sample for samples in dataset.samples().values() for sample in samples]
+        splits[split] = {
+            "samples": {str(bucket): count for bucket, count in dataset.buckets.items()},
+            "captions": dict(Counter(dataset.facts(sample)["caption"] for sample in ids)),
+            "latents": list(dataset.read(ids[:1]).latents_BCFYX.shape[1:]),
+        }
+    manifest = dataset.manifest
+    return {
+        "kind": "latent shards",
+        "files": len(manifest.shards),
+        "mib": round(sum(shard.bytes for shard in manifest.shards) / 2**20, 1),
+        "codec": {"kind": manifest.codec_kind, "identity": manifest.codec_identity},
+        "text": vars(manifest.text),
+        "splits": splits,
+    }
+
+
+def run(folder: Path) -> Facts:
+    """Its checkpoints, and the last of them."""
+    steps = CheckpointFolder(folder).steps()
+    return {"kind": "run", "checkpoints": steps, "last": checkpoint(CheckpointFolder(folder).path(steps[-1]))}
+
+
+def checkpoint(folder: Path) -> Facts:
+    """What it says of itself, its files' sizes compared with what it was written with."""
+    found = find_checkpoint(folder)
+    return {
+        "kind": "checkpoint",
+        "recipe": found.config.recipe,
+        "step": found.facts.step,
+        "sample_index": found.facts.sample_index,
+        "clip_size": list(found.facts.clip_size),
+        "codec": found.facts.codec_identity,
+        "text": vars(found.facts.text),
+        "kernels": found.facts.kernels,
+        "precision": found.config.trainer.precision,
+        "model": _model(found.config.model),
+        "mib": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20, 1),
+    }
+
+
+def published_weights(folder: Path) -> Facts:
+    """The model its config.json describes, every tensor's name and shape compared with it."""
+    source = published.open_folder(folder)
+    model = _model(source.config) | ({} if source.position_is_written else {"position": None})
+    # How weights are to be drawn is not a property of weights that are there.
+    model.pop("initialisation")
+    return {"kind": "published weights", "files": source.files, "model": model}
+
+
+def draw_sheet(folder: Path, picture: Path, split: str = "train") -> None:
+    """A contact sheet of latent shards: each caption's middle sample, decoded."""
+    dataset = ShardDataset(folder, split)
+    codec = load_codec(dataset.codec_folder)
+    by_caption: dict[str, list[int]] = {}
+    for samples in dataset.samples().values():
+        for sample in samples:
+            by_caption.setdefault(dataset.facts(sample)["caption"], []).append(sample)
+    rows = []
+    for caption, samples in by_caption.items():
+        latents_BCFYX = dataset.read([samples[len(samples) // 2]]).latents_BCFYX
+        rows.append(SheetRow(caption=caption, videos={"decoded latents": codec.decode(latents_BCFYX)[0]}))
+    contact_sheet(picture, rows)
+
+
+def _model(config: ModelConfig) -> Facts:
+    return {**to_plain(config), "parameters": count_parameters(config)}
