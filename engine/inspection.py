@@ -32,8 +32,8 @@ def inspect(path: str | Path) -> Facts:
     if any((folder / place).is_file() for place in ("config.json", "transformer/config.json")):
         return published_weights(folder)
     raise ValueError(
-        f"{folder} holds no {MANIFEST_FILE} (latent shards), no checkpoints (a run), no {FACTS_FILE} (a checkpoint), no "
-        "config.json (published weights)"
+        f"{folder} holds no {MANIFEST_FILE} (latent shards), no checkpoints (a run), no {FACTS_FILE} (a checkpoint) "
+        "and no config.json (published weights)"
     )
 
 

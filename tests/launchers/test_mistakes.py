@@ -97,7 +97,7 @@ def test_training_data_that_are_missing_or_broken(refusal, shards, tmp_path):
 
     (held_out,) = shards.glob("held_out-*.tar")
     damages = {
-        "codec/codec.safetensors": "holds no readable codec",
+        "codec/codec.safetensors": "codec.safetensors: not readable",
         "codec/codec.json": "holds no readable codec",
         "empty_caption.safetensors": "sha256",
         "train-5x32x48-00001.tar": "expected",
