@@ -16,6 +16,7 @@ import torch
 from ..kernels.device import name_of, peak_memory_mib
 from ..model.cost import count_operations
 from ..model.embeddings import token_grid
+from ..parallel.durable import write_text
 from . import config_yaml
 from .config import OptimizerConfig, RunConfig
 from .hardware import Peak, Utilisation, peak_of
@@ -153,9 +154,7 @@ def validate(session: Session) -> torch.Tensor:
 
 def record(outcome: Outcome, folder: Path) -> None:
     """Writes outcome.json; a run that is under way, or that died, has none."""
-    partial = folder / f".{OUTCOME_FILE}.partial"
-    partial.write_text(json.dumps(vars(outcome)) + "\n")
-    partial.replace(folder / OUTCOME_FILE)
+    write_text(folder / OUTCOME_FILE, json.dumps(vars(outcome)) + "\n")
 
 
 def announce(session: Session, peak: Peak) -> None:
