@@ -10,7 +10,7 @@ import torch
 from ..kernels.registry import choose
 from ..parallel.checkpoint import plain_tensors
 from ..parallel.config import ParallelConfig
-from ..parallel.mesh import build_mesh
+from ..parallel.mesh import Mesh, build_mesh
 from .checkpoints import CheckpointFolder, check_data
 from .data.encode import mean_codec_psnr
 from .data.manifest import Bucket
@@ -67,9 +67,10 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     if size not in train.buckets:
         there = ", ".join(map(str, train.buckets))
         raise ValueError(f"{found.folder} samples {size} pixels, but {train.folder} holds {there}: encode those again")
-    resume_bit_equal = resume_is_bit_equal(run_folder)
+    mesh = build_mesh(ParallelConfig())
+    resume_bit_equal = resume_is_bit_equal(run_folder, mesh)
     source = open_run(found, kind)
-    trained, untrained = _probe(found, kind, train, held_out, progress)
+    trained, untrained = _probe(found, kind, mesh, (train, held_out), progress)
 
     windows = train.read(list(train.samples()[size]))
     captions = sorted(set(windows.captions))
@@ -89,7 +90,7 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     )
 
 
-def resume_is_bit_equal(run_folder: Path) -> bool | None:
+def resume_is_bit_equal(run_folder: Path, mesh: Mesh) -> bool | None:
     """Whether the resumed process repeated the undisturbed one's metrics and tensors bit for bit.
 
     Compares the REPEATED_STEPS steps before the undisturbed process was killed, all of them after the checkpoint that
@@ -106,7 +107,7 @@ def resume_is_bit_equal(run_folder: Path) -> bool | None:
     compared = range(last - REPEATED_STEPS + 1, last + 1)
     if any(step not in ours or step not in theirs or ours[step] != theirs[step] for step in compared):
         return False
-    one, other = plain_tensors(undisturbed.path(last)), plain_tensors(resumed.path(last))
+    one, other = (plain_tensors(folder.path(last), mesh) for folder in (undisturbed, resumed))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -115,9 +116,8 @@ def _losses(folder: Path) -> dict[int, tuple[float, float, float]]:
     return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines if "loss" in line}
 
 
-def _probe(found: Checkpoint, kind: WeightsKind, train: ShardDataset, held_out: ShardDataset, progress):
+def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, datasets: tuple[ShardDataset, ...], progress):
     """Probe losses (training windows, held-out windows) of the trained and of the untrained model."""
-    mesh = build_mesh(ParallelConfig())
     kernels = choose(mesh.device.type, found.facts.kernels)
     batch = found.config.trainer.micro_batch
     results = []
@@ -126,7 +126,7 @@ def _probe(found: Checkpoint, kind: WeightsKind, train: ShardDataset, held_out: 
         ("probing the untrained model", untrained_model(found.config, mesh, kernels)),
     ):
         losses = []
-        for dataset in (train, held_out):
+        for dataset in datasets:
             ids = _ids(dataset)
             show = progress(f"{title}, {dataset.split}", math.ceil(len(ids) / batch), "batch")
             losses.append(float(probe_loss(model, dataset, ids, mesh, kernels, batch=batch, progress=show)))

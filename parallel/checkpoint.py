@@ -68,8 +68,10 @@ def load_weights(folder: Path, module: torch.nn.Module, *, averaged: bool) -> No
             parameter.copy_(loaded[name])
 
 
-def plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def plain_tensors(folder: Path, mesh: Mesh) -> dict[str, torch.Tensor]:
     """Every sharded tensor of a checkpoint, whole, under its stored name; for comparing, in a world of one."""
+    # The mesh is asked for because reading needs its process groups, and megatron says so only deep inside.
+    assert mesh.world_size == 1, "every rank would read everything"
     stored = dist_checkpointing.load_plain_tensors(str(folder / TENSORS))
     return {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -48,11 +50,15 @@ def evidence(tmp_path, real_run):
     return tmp_path
 
 
+def is_bit_equal(folder):
+    return resume_is_bit_equal(folder, build_mesh(ParallelConfig()))
+
+
 def test_equal_lines_and_tensors_are_bit_equal(evidence):
-    assert resume_is_bit_equal(evidence) is True
+    assert is_bit_equal(evidence) is True
     # What one of them did after the last common step, or both before the stop, is no matter.
     write_metrics(evidence, range(1, 2 * HALF + 1), changed=(LAST + 1, "loss"))
-    assert resume_is_bit_equal(evidence) is True
+    assert is_bit_equal(evidence) is True
 
 
 @pytest.mark.parametrize(
@@ -68,14 +74,14 @@ def test_equal_lines_and_tensors_are_bit_equal(evidence):
 )
 def test_one_bit_or_one_step_less_is_not(evidence, steps, changed):
     write_metrics(evidence, steps, changed)
-    assert resume_is_bit_equal(evidence) is False
+    assert is_bit_equal(evidence) is False
 
 
 def test_one_bit_of_one_tensor_is_not(evidence, monkeypatch):
     read = evaluation.plain_tensors
 
-    def altered(folder):
-        tensors = read(folder)
+    def altered(folder, mesh):
+        tensors = read(folder, mesh)
         if RESUMED in str(folder):
             name = sorted(name for name in tensors if "ema" in name)[3]
             flat = tensors[name].flatten()
@@ -84,24 +90,37 @@ def test_one_bit_of_one_tensor_is_not(evidence, monkeypatch):
         return tensors
 
     monkeypatch.setattr(evaluation, "plain_tensors", altered)
-    assert resume_is_bit_equal(evidence) is False
+    assert is_bit_equal(evidence) is False
 
 
 def test_a_missing_tensor_is_not(evidence, monkeypatch):
     read = evaluation.plain_tensors
     monkeypatch.setattr(
-        evaluation, "plain_tensors", lambda folder: dict(list(read(folder).items())[RESUMED in str(folder) :])
+        evaluation,
+        "plain_tensors",
+        lambda folder, mesh: dict(list(read(folder, mesh).items())[RESUMED in str(folder) :]),
     )
-    assert resume_is_bit_equal(evidence) is False
+    assert is_bit_equal(evidence) is False
+
+
+def test_a_process_that_starts_with_the_evidence_can_read_it(evidence, real_run):
+    """As `contentv quickstart` runs it: nothing has joined a world of ranks before."""
+    run = shutil.copytree(real_run, evidence / "run")
+    for name in (UNDISTURBED, RESUMED, "metrics.jsonl"):
+        (evidence / name).replace(run / name)
+    command = [sys.executable, "-m", "contentv.launchers.evaluate", str(run), "--json"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert json.loads(answer.stdout)["resume_bit_equal"] is True
 
 
 def test_without_evidence_nothing_is_claimed(evidence):
     shutil.rmtree(evidence / RESUMED)
-    assert resume_is_bit_equal(evidence) is False
+    assert is_bit_equal(evidence) is False
     shutil.rmtree(CheckpointFolder(evidence / UNDISTURBED).path(LAST))
-    assert resume_is_bit_equal(evidence) is None
+    assert is_bit_equal(evidence) is None
     shutil.rmtree(evidence / UNDISTURBED)
-    assert resume_is_bit_equal(evidence) is None
+    assert is_bit_equal(evidence) is None
 
 
 def no_progress(*_):

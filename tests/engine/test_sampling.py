@@ -10,6 +10,8 @@ from contentv.engine.sampling import PublishedOptions, find_checkpoint, open_pub
 from contentv.kernels.philox import Stream, normal, words
 from contentv.model.config import FlowConfig
 from contentv.parallel.checkpoint import plain_tensors
+from contentv.parallel.config import ParallelConfig
+from contentv.parallel.mesh import build_mesh
 from tests.engine.real_run import CAPTIONS, SIZE, STEPS
 
 PROMPT = "red waves at night"
@@ -89,7 +91,7 @@ def test_a_run_means_its_last_checkpoint(source, found, real_run):
 
 @pytest.mark.parametrize(("kind", "prefix"), [("ema", "optimizer.state.ema."), ("raw", "")])
 def test_averaged_and_raw_weights_are_those_of_the_checkpoint(found, kind, prefix):
-    stored = plain_tensors(found.folder)
+    stored = plain_tensors(found.folder, build_mesh(ParallelConfig()))
     model = open_run(found, kind).model
     parameters = dict(model.named_parameters())
     assert len(parameters) > 50

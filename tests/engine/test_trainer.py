@@ -15,6 +15,8 @@ from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import NonFiniteError, learning_rate_at, train
 from contentv.model.cost import count_operations
 from contentv.parallel.checkpoint import plain_tensors
+from contentv.parallel.config import ParallelConfig
+from contentv.parallel.mesh import build_mesh
 from tests.engine.small_run import MODEL, small_config, write_shards
 
 
@@ -40,7 +42,8 @@ def values(config):
 
 
 def same_tensors(one, other) -> bool:
-    left, right = plain_tensors(one), plain_tensors(other)
+    mesh = build_mesh(ParallelConfig())
+    left, right = plain_tensors(one, mesh), plain_tensors(other, mesh)
     assert len(left) > 100
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
@@ -189,7 +192,7 @@ def test_bf16_with_fp32_masters_follows_fp32(shards, tmp_path):
     # bf16 carries 8 bits: two roundings of each loss's parts stay well inside 2 %.
     assert torch.allclose(curves["bf16"], curves["fp32"], rtol=2e-2)
     assert not torch.equal(curves["bf16"], curves["fp32"])
-    tensors = plain_tensors(CheckpointFolder(tmp_path / "bf16").path(8))
+    tensors = plain_tensors(CheckpointFolder(tmp_path / "bf16").path(8), build_mesh(ParallelConfig()))
     masters = [tensor for name, tensor in tensors.items() if name.startswith("optimizer.state.param.")]
     assert all(tensor.dtype == torch.float32 for tensor in masters)
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in masters), "masters were rounded"

@@ -134,8 +134,8 @@ def sleep(*, seconds: float) -> None:
 
 def same_stored_tensors(*, folders: list[str]) -> dict:
     """Names of the tensors in which the checkpoints differ, in any bit."""
-    build_mesh(ParallelConfig())
-    first, *others = (checkpoint.plain_tensors(Path(folder)) for folder in folders)
+    mesh = build_mesh(ParallelConfig())
+    first, *others = (checkpoint.plain_tensors(Path(folder), mesh) for folder in folders)
     differing = [
         name
         for other in others
