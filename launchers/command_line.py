@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from ..engine.config import RunConfig
-from ..engine.config_yaml import load, nearest
+from ..engine.config_yaml import load
+from ..engine.plain import nearest
 from .recipes import RECIPES
 
 MISTAKE = 2

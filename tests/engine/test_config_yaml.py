@@ -58,7 +58,7 @@ def changed(*path_and_value):
     "text, message",
     [
         (changed("trainer", "max_stepz", 3), r"x\.yaml: unknown key trainer\.max_stepz; .*; did you mean max_steps\?"),
-        (changed("trainr", {}), r"unknown key trainr; a run has the keys .*; did you mean trainer\?"),
+        (changed("trainr", {}), r"unknown key trainr; it has the keys .*; did you mean trainer\?"),
         (changed("trainer", "max_steps", 3.0), r"trainer\.max_steps is 3\.0 \(float\); it must be a whole number"),
         (changed("trainer", "max_steps", True), r"trainer\.max_steps is True \(bool\); it must be a whole number"),
         (changed("trainer", "max_steps", 0), r"x\.yaml: trainer\.max_steps is 0; "),
