@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from ..kernels.registry import choose
-from ..parallel.checkpoint import plain_tensors
+from ..parallel.checkpoint import VerifiedTensors, plain_tensors, verify
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
-from .checkpoints import CheckpointFolder, check_data
+from .checkpoints import CheckpointFolder, check_data, tensor_digests
 from .data.encode import mean_codec_psnr
 from .data.manifest import Bucket
 from .data.shards import ShardDataset
@@ -107,8 +107,12 @@ def resume_is_bit_equal(run_folder: Path, mesh: Mesh) -> bool | None:
     compared = range(last - REPEATED_STEPS + 1, last + 1)
     if any(step not in ours or step not in theirs or ours[step] != theirs[step] for step in compared):
         return False
-    one, other = (plain_tensors(folder.path(last), mesh) for folder in (undisturbed, resumed))
+    one, other = (plain_tensors(_verified(folder.path(last), mesh), mesh) for folder in (undisturbed, resumed))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _verified(folder: Path, mesh: Mesh) -> VerifiedTensors:
+    return verify(folder, tensor_digests(folder), mesh)
 
 
 def _losses(folder: Path) -> dict[int, tuple[float, float, float]]:

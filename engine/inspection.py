@@ -8,6 +8,8 @@ from ..model import published
 from ..model.codecs import load_codec
 from ..model.config import ModelConfig
 from ..model.cost import count_parameters
+from ..parallel.config import ParallelConfig
+from ..parallel.mesh import build_mesh
 from .checkpoints import FACTS_FILE, CheckpointFolder
 from .config_yaml import to_plain
 from .data.manifest import MANIFEST_FILE
@@ -67,8 +69,9 @@ def run(folder: Path) -> Facts:
 
 
 def checkpoint(folder: Path) -> Facts:
-    """What it says of itself, its files' sizes compared with what it was written with."""
+    """What it says of itself, after every file's digest was compared with what it was written with."""
     found = find_checkpoint(folder)
+    found.verify(build_mesh(ParallelConfig()))
     return {
         "kind": "checkpoint",
         "recipe": found.config.recipe,

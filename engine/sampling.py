@@ -21,10 +21,11 @@ from ..model.mmdit import MMDiT, build
 from ..model.text import load_text
 from ..model.text.text import TextEncoder
 from ..parallel import checkpoint
+from ..parallel.checkpoint import VerifiedTensors
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
 from . import config_yaml
-from .checkpoints import FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts
+from .checkpoints import FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts, tensor_digests
 from .config import RunConfig, SampleConfig
 from .data.manifest import CODEC_FOLDER
 from .session import DTYPES
@@ -70,6 +71,10 @@ class Checkpoint:
     facts: CheckpointFacts
     config: RunConfig
 
+    def verify(self, mesh: Mesh) -> VerifiedTensors:
+        """Its tensors, every file of them compared with its digest; ValueError names the one that differs."""
+        return checkpoint.verify(self.folder, tensor_digests(self.folder), mesh)
+
 
 def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
     """The checkpoint itself, or a run's last one; None if the folder is neither."""
@@ -102,8 +107,9 @@ def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
 
 def load_model(found: Checkpoint, mesh: Mesh, kernels: KernelSet, kind: WeightsKind) -> MMDiT:
     """The checkpoint's model in evaluation, with its averaged or its raw weights."""
+    stored = found.verify(mesh)
     model = build(found.config.model, mesh, kernels, dtype=DTYPES[found.config.trainer.precision])
-    checkpoint.load_weights(found.folder, model, averaged=kind == "ema")
+    checkpoint.load_weights(stored, model, averaged=kind == "ema")
     return model.requires_grad_(False)
 
 

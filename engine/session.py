@@ -16,7 +16,7 @@ from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
 from ..parallel.training import DataParallel, Shape
-from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, write_facts
+from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, tensor_digests, write_facts
 from .config import OptimizerConfig, RunConfig
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
@@ -90,12 +90,13 @@ def open_session(config: RunConfig) -> Session:
     check_widths(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
     last, facts = _resumable(config, dataset, checkpoints)
+    stored = checkpoint.verify(last, tensor_digests(last), mesh) if last else None
     kernels = choose(mesh.device.type, facts.kernels if facts else config.kernels.wishes())
     config = replace(config, kernels=KernelConfig(wish=tuple(f"{op}={name}" for op, name in kernels.choices().items())))
 
     model, optimizer = build_training(config, mesh, kernels)
-    if last:
-        checkpoint.load(last, model, optimizer)
+    if stored:
+        checkpoint.load(stored, model, optimizer)
     else:
         initialise_weights(model, optimizer, config)
     return Session(

@@ -109,12 +109,6 @@ def digest_of(content: dict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publishes the manifest, whole or not at all."""
     write_text(Path(folder) / MANIFEST_FILE, json.dumps(manifest.to_json(), indent=1) + "\n")

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...model.codecs.codec import latent_size
-from .manifest import Bucket, Manifest, SampleEntry, ShardEntry, file_sha256, read_manifest
+from ...parallel.reading import file_sha256
+from .manifest import Bucket, Manifest, SampleEntry, ShardEntry, read_manifest
 
 REMEDY = "restore the file or encode the data again (`contentv data RECIPE`)"
 

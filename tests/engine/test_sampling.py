@@ -91,7 +91,7 @@ def test_a_run_means_its_last_checkpoint(source, found, real_run):
 
 @pytest.mark.parametrize(("kind", "prefix"), [("ema", "optimizer.state.ema."), ("raw", "")])
 def test_averaged_and_raw_weights_are_those_of_the_checkpoint(found, kind, prefix):
-    stored = plain_tensors(found.folder, build_mesh(ParallelConfig()))
+    stored = plain_tensors(found.verify(mesh := build_mesh(ParallelConfig())), mesh)
     model = open_run(found, kind).model
     parameters = dict(model.named_parameters())
     assert len(parameters) > 50
