@@ -14,11 +14,11 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from ..parallel.reading import file_sha256, read_json
+from ..parallel.reading import file_sha256, read_json, shown
 from . import config_yaml
 from .config import RunConfig
 from .data.manifest import CODEC_FOLDER, TextEntry, digest_of
-from .plain import build, shown
+from .plain import build
 
 FOLDER = "checkpoints"
 FACTS_FILE = "checkpoint.json"

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from ..parallel.durable import write_text
-from ..parallel.reading import read_text
+from ..parallel.reading import read_text, shown
 from .config import RunConfig
-from .plain import build, shown
+from .plain import build
 
 CONFIG_FILE = "config.yaml"
 LIMIT = 2**20

@@ -5,21 +5,13 @@ Messages name the source, the key and what is allowed. Imports no torch.
 
 import difflib
 import math
-import reprlib
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..parallel.reading import shown
+
 LARGEST = 2**63 - 1
 """Of every whole number: what files, tensors and counters hold."""
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
-_short.maxlong = 40
-
-
-def shown(plain: Any) -> str:
-    """A value in a message: as Python writes it, cut where it is long or deep."""
-    return _short.repr(plain)
 
 
 def nearest(given: str, allowed: list[str]) -> str:

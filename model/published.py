@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..parallel.durable import replacing, write_text
 from ..parallel.layers import Piece
+from ..parallel.reading import read_json, shown
 from .config import PATCH, ModelConfig, Position
 from .cost import parameter_shapes
+from .tensor_files import FLOATS, read_header
 from .weights import Source, published_tensors
 
 CLASS_NAME = "SD3Transformer3DModel"
@@ -26,6 +28,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 """Beside weights cut into several files: which tensor is in which."""
+
+REMEDY = "restore the folder, or correct what was changed in it"
 
 FIXED = {"patch_size": PATCH, "dual_attention_layers": [], "qk_norm": "rms_norm"}
 """Keys of config.json that the ContentV transformer has only one value for."""
@@ -77,15 +81,18 @@ def read_config(path: Path, position: Position | None = None) -> ModelConfig:
     values = _read_json(path)
     if values.get("_class_name") not in (CLASS_NAME, IMAGE_CLASS):
         found = values.get("_class_name")
-        raise ValueError(f"{path}: _class_name is {found!r}; expected {CLASS_NAME} or {IMAGE_CLASS}")
+        raise ValueError(f"{path}: _class_name is {shown(found)}; expected {CLASS_NAME} or {IMAGE_CLASS}: {REMEDY}")
     for key, expected in FIXED.items():
         if values.get(key, expected) != expected:
-            raise ValueError(f"{path}: {key} is {values[key]!r}; expected {expected!r}: this is not a ContentV model")
+            raise ValueError(
+                f"{path}: {key} is {shown(values[key])}; expected {expected!r}: this is not a ContentV model, give "
+                "another folder"
+            )
     sizes = {field: _positive(path, values, key) for key, field in SIZES.items()}
     width = sizes["heads"] * sizes["head_width"]
     for key, expected in (("caption_projection_dim", width), ("out_channels", sizes["channels"])):
         if values.get(key, expected) not in (expected, None):
-            raise ValueError(f"{path}: {key} is {values[key]!r}; expected {expected}")
+            raise ValueError(f"{path}: {key} is {shown(values[key])}; expected {expected}: {REMEDY}")
     try:
         return ModelConfig(**sizes, position=_position(path, values.get("position"), position))
     except ValueError as error:
@@ -123,43 +130,37 @@ def published_config(config: ModelConfig) -> dict:
     }
 
 
-def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape of a safetensors file. ValueError if it is missing, truncated or no such file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected safetensors") from None
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
-
-
 def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: set[str]) -> Source:
     """A function that reads one tensor at a time, after all headers were checked against `expected`."""
     files = weight_files(folder)
     headers = {path: read_header(path) for path in dict.fromkeys(files.values())}
     for name, shape in expected.items():
         if name not in files:
-            raise ValueError(f"{_where(folder)}: tensor {name} is missing; expected shape {list(shape)}")
+            raise ValueError(f"{_where(folder)}: tensor {name} is missing; expected shape {list(shape)}: {REMEDY}")
         found = headers[files[name]].get(name)
         if found is None:
-            raise ValueError(f"{files[name]}: tensor {name} is missing, which {INDEX_FILE} places here")
-        if found != shape:
-            raise ValueError(f"{files[name]}: tensor {name} has shape {list(found)}; expected {list(shape)}")
+            raise ValueError(f"{files[name]}: tensor {name} is missing, which {INDEX_FILE} places here: {REMEDY}")
+        if found.shape != shape:
+            raise ValueError(
+                f"{files[name]}: tensor {name} has shape {list(found.shape)}; expected {list(shape)}: {REMEDY}"
+            )
+        if found.dtype not in FLOATS:
+            raise ValueError(
+                f"{files[name]}: tensor {name} is {found.dtype}; expected a floating-point type, one of "
+                f"{', '.join(FLOATS)}: {REMEDY}"
+            )
     present = {name: path for path, header in headers.items() for name in header}
     if surplus := sorted(present.keys() - expected.keys() - ignored):
         raise ValueError(
             f"{present[surplus[0]]}: tensor {surplus[0]} has no place in the model that config.json describes"
             + (f" (nor have {len(surplus) - 1} others)" if len(surplus) > 1 else "")
+            + f": {REMEDY}"
         )
 
     def tensor(name: str, piece: Piece) -> torch.Tensor:
         # Opened for each tensor: a file kept open keeps every page of it that was read in memory.
         with safe_open(files[name], framework="pt") as file:
-            value = file.get_slice(name)[piece.bounds(expected[name])]
-        if not value.is_floating_point():
-            raise ValueError(f"{files[name]}: tensor {name} is {value.dtype}; expected a floating-point type")
-        return value
+            return file.get_slice(name)[piece.bounds(expected[name])]
 
     return tensor
 
@@ -171,10 +172,14 @@ def weight_files(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(read_header(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ValueError(f"{index}: weight_map is {type(places).__name__}; expected tensor names and their files")
+        raise ValueError(
+            f"{index}: weight_map is {type(places).__name__}; expected tensor names and their files: {REMEDY}"
+        )
     for place in places.values():
         if Path(place).name != place or not place.endswith(".safetensors"):
-            raise ValueError(f"{index}: weight_map names {place!r}; expected .safetensors files beside it")
+            raise ValueError(
+                f"{index}: weight_map names {shown(place)}; expected .safetensors files beside it: {REMEDY}"
+            )
     return {name: folder / place for name, place in places.items()}
 
 
@@ -184,20 +189,22 @@ def _where(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected a published transformer's {CONFIG_FILE}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+        raise ValueError(
+            f"{path}: no such file; expected a published transformer's {CONFIG_FILE}: give the folder that holds it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}): restore it") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}; expected a JSON object")
+        raise ValueError(f"{path}: holds a {type(values).__name__}; expected a JSON object: restore it")
     return values
 
 
 def _positive(path: Path, values: dict, key: str) -> int:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{path}: {key} is {value!r}; expected a whole number of at least 1")
+        raise ValueError(f"{path}: {key} is {shown(value)}; expected a whole number of at least 1: {REMEDY}")
     return value
 
 
@@ -205,7 +212,7 @@ def _position(path: Path, written: str | None, argument: Position | None) -> Pos
     allowed = ("sincos3d", "rope3d")
     for origin, value in ((f"{path}: position", written), ("the position asked for", argument)):
         if value not in (*allowed, None):
-            raise ValueError(f"{origin} is {value!r}; expected {' or '.join(allowed)}")
+            raise ValueError(f"{origin} is {shown(value)}; expected {' or '.join(allowed)}: correct it")
     if written and argument and written != argument:
         raise ValueError(f"{path}: position is {written}, but {argument} was asked for: leave it out or correct it")
     return written or argument or "sincos3d"

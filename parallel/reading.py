@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,16 @@ def open_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Opens a regular file, or a link to one, for reading. OSError for anything else."""
     # Without O_NONBLOCK, opening a named pipe waits for somebody to write to it, possibly for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENOTSUP
-            raise OSError(number, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device", str(path))
+            number, kind = (errno.EISDIR, "a folder") if stat.S_ISDIR(mode) else (errno.EINVAL, "a pipe or a device")
+            raise OSError(number, f"it is {kind}, not a file", str(path))
+        file = os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with file:
         yield file
 
 
@@ -61,6 +67,13 @@ def file_sha256(path: str | Path) -> str:
     """sha256 (hex) of a file, read in pieces."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown(value: Any) -> str:
+    """A value that was read, for a message: as Python writes it, cut where it is long or deep."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
 
 
 def _refuse_constant(name: str) -> None:
