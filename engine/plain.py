@@ -6,6 +6,7 @@ Messages name the source, the key and what is allowed. Imports no torch.
 import difflib
 import math
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..parallel.reading import shown
@@ -26,13 +27,20 @@ def build(kind: Any, plain: Any, key: str, source: str) -> Any:
     Raises:
         ValueError: opened by `source`; an unknown or missing key, a value of another type, or one its class refuses.
     """
+    if kind in (int, str, bool):
+        if type(plain) is not kind:
+            raise mistake(source, key, plain, {bool: "true or false", int: "a whole number", str: "a text"}[kind])
+        if kind is int and not -LARGEST <= plain <= LARGEST:
+            raise mistake(source, key, plain, "below 2^63")
+        return plain
     if is_dataclass(kind):
         return _dataclass(kind, plain, key, source)
     if get_origin(kind) is dict:
         if not isinstance(plain, dict):
             raise mistake(source, key, plain, "a mapping of keys to values")
+        _, kind_of_value = get_args(kind)
         return {
-            build(str, name, f"a key of {key}", source): build(get_args(kind)[1], value, f"{key}.{name}", source)
+            build(str, name, f"a key of {key}", source): build(kind_of_value, value, f"{key}.{name}", source)
             for name, value in plain.items()
         }
     if get_origin(kind) is tuple:
@@ -44,14 +52,8 @@ def build(kind: Any, plain: Any, key: str, source: str) -> Any:
             allowed = ", ".join(get_args(kind))
             raise mistake(source, key, plain, f"one of {allowed}", nearest(str(plain), get_args(kind)))
         return plain
-    if kind is float:
-        return _float(plain, key, source)
-    assert kind in (bool, int, str), f"{key} has the type {kind}, which has no plain form"
-    if type(plain) is not kind:
-        raise mistake(source, key, plain, {bool: "true or false", int: "a whole number", str: "a text"}[kind])
-    if kind is int and not -LARGEST <= plain <= LARGEST:
-        raise mistake(source, key, plain, "below 2^63")
-    return plain
+    assert kind is float, f"{key} has the type {kind}, which has no plain form"
+    return _float(plain, key, source)
 
 
 def mistake(source: str, key: str, plain: Any, allowed: str, hint: str = "") -> ValueError:
@@ -73,7 +75,7 @@ def _dataclass(kind: Any, plain: Any, key: str, source: str) -> Any:
     prefix = f"{key}." if key else ""
     if not isinstance(plain, dict):
         raise mistake(source, key or "the whole file", plain, "a mapping of keys to values")
-    kinds = get_type_hints(kind)
+    kinds, required = _fields(kind)
     unknown = [name for name in plain if name not in kinds]
     if unknown:
         name = unknown[0] if isinstance(unknown[0], str) and len(unknown[0]) <= 80 else shown(unknown[0])
@@ -81,7 +83,6 @@ def _dataclass(kind: Any, plain: Any, key: str, source: str) -> Any:
             f"{source}: unknown key {prefix}{name}; {key or 'it'} has the keys {', '.join(kinds)}"
             f"{nearest(str(unknown[0]), list(kinds))}"
         )
-    required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = [name for name in required if name not in plain]
     if missing:
         raise ValueError(f"{source}: the key {prefix}{missing[0]} is missing and has no default; add it")
@@ -90,6 +91,13 @@ def _dataclass(kind: Any, plain: Any, key: str, source: str) -> Any:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
+    """Types of a dataclass's fields, and those without a default: a manifest has a million of one class."""
+    required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    return get_type_hints(kind), required
 
 
 def _float(plain: Any, key: str, source: str) -> float:

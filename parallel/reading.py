@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-TEXT_LIMIT = 2**30
-"""Bytes of a file that is read whole into memory: a manifest of a million samples has a fifth of that."""
+TEXT_LIMIT = 2**28
+"""Bytes of a file that is read whole into memory, unless its reader knows better."""
 
 
 @contextmanager
@@ -50,9 +50,9 @@ def read_text(path: str | Path, limit: int = TEXT_LIMIT) -> str:
     return read_bytes(path, limit).decode("utf-8")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, limit: int = TEXT_LIMIT) -> Any:
     """The value in a UTF-8 file of strict JSON: no NaN, no infinity, no key twice in one object."""
-    return parse_json(read_bytes(path))
+    return parse_json(read_bytes(path, limit))
 
 
 def parse_json(content: bytes) -> Any:
