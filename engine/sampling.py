@@ -88,6 +88,13 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
 
 def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
     """What a run samples with. ValueError if text encoder or codec are not those it was trained with."""
+    # First of all, since everything else takes seconds.
+    mesh = build_mesh(ParallelConfig())
+    stored = found.verify(mesh)
+    try:
+        check_clip_size(found.facts.clip_size)
+    except ValueError as error:
+        raise ValueError(f"{found.folder / FACTS_FILE}: clip_size: {error}") from None
     text = load_text(found.facts.text.kind, found.facts.text.tokens)
     if text.identity != found.facts.text.identity:
         raise ValueError(
@@ -100,14 +107,12 @@ def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
             f"{found.folder} was trained with codec {found.facts.codec_identity[:12]}, but its folder {CODEC_FOLDER} "
             f"holds {codec.identity[:12]}: restore it"
         )
-    mesh = build_mesh(ParallelConfig())
-    model = load_model(found, mesh, choose(mesh.device.type, found.facts.kernels), kind)
+    model = load_model(found, stored, mesh, choose(mesh.device.type, found.facts.kernels), kind)
     return SampleSource(model=model, flow=found.config.flow, codec=codec, text=text, clip_size=found.facts.clip_size)
 
 
-def load_model(found: Checkpoint, mesh: Mesh, kernels: KernelSet, kind: WeightsKind) -> MMDiT:
+def load_model(found: Checkpoint, stored: VerifiedTensors, mesh: Mesh, kernels: KernelSet, kind: WeightsKind) -> MMDiT:
     """The checkpoint's model in evaluation, with its averaged or its raw weights."""
-    stored = found.verify(mesh)
     model = build(found.config.model, mesh, kernels, dtype=DTYPES[found.config.trainer.precision])
     checkpoint.load_weights(stored, model, averaged=kind == "ema")
     return model.requires_grad_(False)

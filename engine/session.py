@@ -16,12 +16,15 @@ from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
 from ..parallel.training import DataParallel, Shape
+from . import config_yaml
+from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, tensor_digests, write_facts
 from .config import OptimizerConfig, RunConfig
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepBatches, StepLoader
-from .writable import check_folder
+from .run_files import METRICS_FILE, OUTCOME_FILE, TENSORBOARD_FOLDER
+from .writable import check_folder, check_places
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -84,6 +87,8 @@ def open_session(config: RunConfig) -> Session:
     mesh = build_mesh(config.parallel)
     config.micro_batches(mesh.world_size)
     check_folder("run.folder", config.run.folder)
+    files = config_yaml.CONFIG_FILE, METRICS_FILE, OUTCOME_FILE
+    check_places("run.folder", config.run.folder, files=files, folders=(CHECKPOINTS, TENSORBOARD_FOLDER))
     dataset = ShardDataset(config.data.folder)
     held_out = ShardDataset(config.data.folder, "held_out") if config.trainer.validate_every else None
     check_codec(dataset)
