@@ -43,6 +43,13 @@ class CheckpointFacts:
     clip_size: tuple[int, int, int]
     """Frames, height, width in pixels of the largest bucket: what a sample is by default."""
 
+    def __post_init__(self):
+        for name in ("step", "sample_index"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if min(self.clip_size) < 1:
+            raise ValueError(f"clip_size is {list(self.clip_size)}; it must be of sizes above 0")
+
 
 class CheckpointFolder:
     """The checkpoints below one run folder."""
@@ -184,6 +191,11 @@ def check_resume(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_
                 f"{folder} was made with {name} {_plain(read(before))}, but this run says {_plain(read(config))}: go "
                 "on with the former, or choose another run.folder"
             )
+    if facts.sample_index % config.trainer.global_batch:
+        raise ValueError(
+            f"{folder / FACTS_FILE}: sample_index is {facts.sample_index}; it must be a multiple of "
+            f"trainer.global_batch, {config.trainer.global_batch}: {REMEDY}"
+        )
     check_data(folder, facts, config.data.folder, codec_identity, text)
     wishes = config.kernels.wishes()
     for op, backend in facts.kernels.items():

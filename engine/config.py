@@ -16,6 +16,8 @@ from ..model.config import FlowConfig, ModelConfig
 from ..parallel.config import ParallelConfig
 from ..parallel.reading import shown
 
+LONGEST_PATH = 4000
+
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "full"]
@@ -141,7 +143,7 @@ class SampleConfig:
         if not (isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"sample.fps is {self.fps}; it must be a finite number above 0")
         if not 0.01 <= self.fps <= 1000:
-            raise ValueError(f"sample.fps is {self.fps}; it must lie from 0.01 to 1000: no video file holds another")
+            raise ValueError(f"sample.fps is {self.fps}; it must be from 0.01 to 1000: no video file holds another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +200,11 @@ def _seed(section: str, config: Any) -> None:
 
 
 def _path(section: str, config: Any) -> None:
-    if not config.folder.isprintable() or len(config.folder) > 4000:
-        raise ValueError(f"{section}.folder is {shown(config.folder)}; it must be a path of printable characters")
+    if "\0" in config.folder or len(config.folder) > LONGEST_PATH:
+        raise ValueError(
+            f"{section}.folder is {shown(config.folder)}; it must be a path: without NUL, and of at most {LONGEST_PATH} "
+            "characters"
+        )
 
 
 def _choice(section: str, config: Any, **kinds: Any) -> None:

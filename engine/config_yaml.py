@@ -111,7 +111,7 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); name a YAML file") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no configuration: {error}") from None
+        raise ValueError(f"{path} is no configuration: {error}; name a YAML file") from None
 
 
 def _parse(text: str, source: str) -> Any:
@@ -119,7 +119,7 @@ def _parse(text: str, source: str) -> Any:
         return yaml.load(text, PlainLoader)  # noqa: S506 - a SafeLoader that takes less
     # PyYAML's own constructors raise ValueError too: for 2001-99-99, or a number of 5000 digits.
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{source} is not plain YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{source} is not plain YAML: {' '.join(str(error).split())}: correct it") from error
     except RecursionError:
         raise ValueError(f"{source} is not plain YAML: it is nested too deeply; write it as {CONFIG_FILE} is") from None
 

@@ -14,7 +14,8 @@ from .checkpoints import FACTS_FILE, CheckpointFolder
 from .config_yaml import to_plain
 from .data.manifest import MANIFEST_FILE
 from .data.shards import ShardDataset
-from .sampling import find_checkpoint
+from .sampling import open_checkpoint
+from .session import check_codec
 from .video import SheetRow, contact_sheet
 
 Facts = dict[str, Any]
@@ -35,7 +36,7 @@ def inspect(path: str | Path) -> Facts:
         return published_weights(folder)
     raise ValueError(
         f"{folder} holds no {MANIFEST_FILE} (latent shards), no checkpoints (a run), no {FACTS_FILE} (a checkpoint) "
-        "and no config.json (published weights)"
+        "and no config.json (published weights): give a folder that holds one of them"
     )
 
 
@@ -51,6 +52,7 @@ def shards(folder: Path) -> Facts:
             "captions": dict(Counter(dataset.facts(sample)["caption"] for sample in ids)),
             "latents": list(dataset.read(ids[:1]).latents_BCFYX.shape[1:]),
         }
+    check_codec(dataset)
     manifest = dataset.manifest
     return {
         "kind": "latent shards",
@@ -70,7 +72,7 @@ def run(folder: Path) -> Facts:
 
 def checkpoint(folder: Path) -> Facts:
     """What it says of itself, after every file's digest was compared with what it was written with."""
-    found = find_checkpoint(folder)
+    found = open_checkpoint(folder)
     found.verify(build_mesh(ParallelConfig()))
     return {
         "kind": "checkpoint",

@@ -80,8 +80,8 @@ def _dataclass(kind: Any, plain: Any, key: str, source: str) -> Any:
     if unknown:
         name = unknown[0] if isinstance(unknown[0], str) and len(unknown[0]) <= 80 else shown(unknown[0])
         raise ValueError(
-            f"{source}: unknown key {prefix}{name}; {key or 'it'} has the keys {', '.join(kinds)}"
-            f"{nearest(str(unknown[0]), list(kinds))}"
+            f"{source}: unknown key {prefix}{name}; {key or 'it'} has the keys {', '.join(kinds)}: correct or "
+            f"remove it{nearest(str(unknown[0]), list(kinds))}"
         )
     missing = [name for name in required if name not in plain]
     if missing:

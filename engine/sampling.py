@@ -83,6 +83,11 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
         folder = CheckpointFolder(folder).latest()
         if folder is None:
             return None
+    return open_checkpoint(folder)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`; ValueError names what is missing or damaged."""
     return Checkpoint(folder, read_facts(folder), config_yaml.load(folder / config_yaml.CONFIG_FILE))
 
 

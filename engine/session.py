@@ -95,6 +95,7 @@ def open_session(config: RunConfig) -> Session:
     check_widths(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
     last, facts = _resumable(config, dataset, checkpoints)
+    empty_caption = _empty_caption(dataset, mesh)
     stored = checkpoint.verify(last, tensor_digests(last), mesh) if last else None
     kernels = choose(mesh.device.type, facts.kernels if facts else config.kernels.wishes())
     config = replace(config, kernels=KernelConfig(wish=tuple(f"{op}={name}" for op, name in kernels.choices().items())))
@@ -111,7 +112,7 @@ def open_session(config: RunConfig) -> Session:
         dataset=dataset,
         held_out=held_out,
         loader=_loader(config, dataset, mesh),
-        flow=FlowMatching(config.flow, kernels, config.trainer.seed, _empty_caption(dataset, mesh)),
+        flow=FlowMatching(config.flow, kernels, config.trainer.seed, empty_caption),
         model=model,
         optimizer=optimizer,
         checkpoints=checkpoints,

@@ -115,7 +115,7 @@ class FlowConfig:
                 "number of video tokens"
             )
         if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"flow.caption_dropout is {self.caption_dropout}; it must lie from 0 to 1")
+            raise ValueError(f"flow.caption_dropout is {self.caption_dropout}; it must be from 0 to 1")
 
 
 def contentv_8b() -> ModelConfig:

@@ -149,7 +149,7 @@ def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: s
                 f"{files[name]}: tensor {name} is {found.dtype}; expected a floating-point type, one of "
                 f"{', '.join(FLOATS)}: {REMEDY}"
             )
-    present = {name: path for path, header in headers.items() for name in header}
+    present = files | {name: path for path, header in headers.items() for name in header}
     if surplus := sorted(present.keys() - expected.keys() - ignored):
         raise ValueError(
             f"{present[surplus[0]]}: tensor {surplus[0]} has no place in the model that config.json describes"
@@ -176,7 +176,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
             f"{index}: weight_map is {type(places).__name__}; expected tensor names and their files: {REMEDY}"
         )
     for place in places.values():
-        if Path(place).name != place or not place.endswith(".safetensors"):
+        if Path(place).name != place or not place.endswith(".safetensors") or not place.isprintable():
             raise ValueError(
                 f"{index}: weight_map names {shown(place)}; expected .safetensors files beside it: {REMEDY}"
             )

@@ -87,6 +87,11 @@ class TextEntry:
     width: int
     pooled_width: int
 
+    def __post_init__(self):
+        for name in ("tokens", "width", "pooled_width"):
+            if not 1 <= getattr(self, name) <= WIDEST:
+                raise ValueError(f"text.{name} is {getattr(self, name)}; it must be from 1 to {WIDEST}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -180,8 +185,4 @@ def _checked(manifest: Manifest, source: str) -> Manifest:
             if sample.members.keys() != MEMBERS:
                 raise mistake(source, f"{key}: members", list(sample.members), f"exactly {', '.join(sorted(MEMBERS))}")
             seen.add(sample.sample)
-    text = manifest.text
-    for name in ("tokens", "width", "pooled_width"):
-        if not 1 <= getattr(text, name) <= WIDEST:
-            raise mistake(source, f"text.{name}", getattr(text, name), f"from 1 to {WIDEST}")
     return manifest

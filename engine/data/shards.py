@@ -55,7 +55,9 @@ class ShardDataset:
                 self._places.update({sample.sample: (shard, sample) for sample in shard.samples})
         if not self._places:
             known = ", ".join(self.manifest.counts())
-            raise ValueError(f"{self.folder}: found no sample of split {split!r}; expected one of: {known}")
+            raise ValueError(
+                f"{self.folder}: found no sample of split {split!r}; expected one of: {known or 'none'}; {REMEDY}"
+            )
 
     @property
     def codec_identity(self) -> str:
