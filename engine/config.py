@@ -202,7 +202,7 @@ def _seed(section: str, config: Any) -> None:
 def _path(section: str, config: Any) -> None:
     if "\0" in config.folder or len(config.folder) > LONGEST_PATH:
         raise ValueError(
-            f"{section}.folder is {shown(config.folder)}; it must be a path: without NUL, and of at most {LONGEST_PATH} "
+            f"{section}.folder is {shown(config.folder)}; it must be a path without NUL, of at most {LONGEST_PATH} "
             "characters"
         )
 
