@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.config import KernelConfig
 from ..kernels.registry import KernelSet, choose
-from ..model.codecs.codec import identity_of, load_tensors
+from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
 from ..model.weights import initialise
@@ -145,7 +145,7 @@ def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
 
 def check_codec(dataset: ShardDataset) -> None:
     """Every checkpoint will bring the codec along: it has to be there, and to be the one that made the latents."""
-    found = identity_of(*load_tensors(dataset.codec_folder))
+    found = saved_identity(dataset.codec_folder)
     if found != dataset.codec_identity:
         raise ValueError(
             f"{dataset.codec_folder} holds codec {found[:12]}, but the latents beside it were made by "

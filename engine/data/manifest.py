@@ -16,6 +16,7 @@ from ...parallel.durable import write_text
 FORMAT = "contentv-shards-1"
 
 MANIFEST_FILE = "manifest.json"
+SPLITS = ("train", "held_out")
 CODEC_FOLDER = "codec"
 """Subfolder with the codec itself, of shards as of a checkpoint."""
 

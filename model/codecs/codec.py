@@ -104,6 +104,17 @@ def read_settings(folder: Path) -> dict[str, str]:
     return settings
 
 
+def saved_identity(folder: Path) -> str:
+    """Identity of the codec saved in `folder`, after its tensors, if it is no reference to some, were compared with it.
+
+    ValueError if it is absent, broken or altered.
+    """
+    settings = read_settings(folder)
+    if "source" not in settings:
+        load_tensors(folder)
+    return settings["identity"]
+
+
 def load_tensors(folder: Path) -> tuple[str, dict[str, Tensor]]:
     """Kind and tensors that `save_tensors` wrote; ValueError naming the file if one is absent, broken or altered."""
     settings, tensors_file = read_settings(folder), Path(folder) / TENSORS_FILE
