@@ -232,8 +232,9 @@ def _finish_part(part: Part, decoder: Decoder, encoder: Encoder, show: Any) -> N
     part.go_on()
     remaining = part.remaining()
     first = len(part.clips) - len(remaining)
+    measured = next((clip for clip in part.clips if clip.split == SPLITS[0]), None)
     for done, (clip, decoded) in enumerate(decoder.read(remaining), start=first + 1):
-        part.add(clip, encoder.encode(clip, decoded, measure=clip is part.clips[0]))
+        part.add(clip, encoder.encode(clip, decoded, measure=clip is measured))
         show(done)
     part.finish()
 
