@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...model.codecs import load_codec
-from ...model.codecs.codec import Codec
+from ...model.codecs.codec import Codec, saved_identity
 from ...model.codecs.pca import PCACodec
 from ...model.codecs.pca_fit import fit
 from ...model.text.text import TextEncoder
@@ -73,16 +73,17 @@ def encode_videos(request: EncodingRequest, folder: Path, *, workers: int, devic
     folder, wanted = Path(folder), make_plan(request)
     if (folder / MANIFEST_FILE).exists():
         return _reuse(folder, wanted)
+    trained = None if request.codec == PCACodec.kind else open_codec(request.codec)
+    text = open_text(request.text, device=device)
     work = folder / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
-    text = open_text(request.text, device=device)
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, cancel_futures=True)
         decoder = Decoder(Path(request.videos), request.buckets, request.windows, pool, workers)
         with open(work / LOCK_FILE, "a") as begin:
             lock(begin, wait=True)
-            plan, codec = _begin(folder, replace(wanted, text_identity=text.identity), request.codec, decoder)
+            plan, codec = _begin(folder, replace(wanted, text_identity=text.identity), trained, decoder)
         encoder = Encoder(codec, text, request.windows, device)
         _work_until_done(plan, folder, decoder, encoder)
     with open(work / LOCK_FILE, "a") as end:
@@ -165,22 +166,30 @@ class Encoder:
         return tokens_BTW[0], pooled_BW[0]
 
 
-def _begin(folder: Path, wanted: Plan, codec_wish: str, decoder: Decoder) -> tuple[Plan, Codec]:
-    """The plan and the codec every process works with: kept by the first, read by the others."""
+def _begin(folder: Path, wanted: Plan, trained: Codec | None, decoder: Decoder) -> tuple[Plan, Codec]:
+    """The plan and the codec every process works with: kept by the first, read by the others.
+
+    `trained` is the codec that was named; None: one is fitted.
+    """
     kept = read_plan(folder)
     if kept is not None:
         check_same(folder, kept, wanted)
-        if kept.text_identity != wanted.text_identity:
-            raise ValueError(
-                f"{folder} was begun with text encoder {kept.text_identity[:12]}, but the one here is "
-                f"{wanted.text_identity[:12]}: give the former, or encode into another folder"
-            )
-        return kept, load_codec(folder / CODEC_FOLDER)
-    codec = _fit(wanted, decoder) if codec_wish == PCACodec.kind else open_codec(codec_wish)
-    codec.save(folder / CODEC_FOLDER)
-    save_plan(folder, wanted)
-    # As all others read it: where tensors lie in memory may decide a product's last bit.
-    return wanted, load_codec(folder / CODEC_FOLDER)
+        identity = saved_identity(folder / CODEC_FOLDER)
+        _check_identity(folder, "text encoder", kept.text_identity, wanted.text_identity)
+        _check_identity(folder, "codec", identity, trained.identity if trained else identity)
+    else:
+        (trained or _fit(wanted, decoder)).save(folder / CODEC_FOLDER)
+        save_plan(folder, wanted)
+    # A fitted one too is read back, as others read it: where tensors lie in memory may decide a product's last bit.
+    return kept or wanted, trained or load_codec(folder / CODEC_FOLDER)
+
+
+def _check_identity(folder: Path, what: str, kept: str, here: str) -> None:
+    if kept != here:
+        raise ValueError(
+            f"{folder} was begun with {what} {kept[:12]}, but the one here is {here[:12]}: give the former, or encode "
+            "into another folder"
+        )
 
 
 def _fit(plan: Plan, decoder: Decoder) -> Codec:

@@ -9,6 +9,7 @@ an undisturbed run.
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -95,7 +96,8 @@ class Part:
         return self.folder / f"{split}-{bucket}-{self.number:05d}.tar"
 
     def _append(self, line: dict[str, Any]) -> None:
-        self._journal.write(json.dumps(line).encode() + b"\n")
+        payload = json.dumps(line).encode()
+        self._journal.write(b"%08x %s\n" % (zlib.crc32(payload), payload))
         self._journal.flush()
         os.fsync(self._journal.fileno())
         self.lines.append(json.loads(json.dumps(line)))
@@ -147,16 +149,19 @@ def _journal_path(work: Path, number: int) -> Path:
 
 
 def _read_lines(journal: Any) -> list[dict[str, Any]]:
-    """Every whole line; half a line at the end, which a killed process left, is cut off."""
+    """Every whole line, checked against its crc32; half a line at the end, which a killed process left, is cut off."""
     journal.seek(0)
     content = journal.read()
     end = content.rfind(b"\n") + 1
     if end < len(content):
         journal.truncate(end)
-    try:
-        return [json.loads(line) for line in content[:end].splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{journal.name}: not a journal ({error}): remove it to encode its part again") from error
+    lines = []
+    for number, line in enumerate(content[:end].splitlines(), start=1):
+        crc32, _, payload = line.partition(b" ")
+        if crc32 != b"%08x" % zlib.crc32(payload):
+            raise ValueError(f"{journal.name}: line {number} was altered: remove the file to encode its part again")
+        lines.append(json.loads(payload))
+    return lines
 
 
 def _entry(plain: dict[str, Any]) -> SampleEntry:

@@ -161,7 +161,7 @@ def test_shards_shorter_than_their_journal_are_refused(videos, whole, tmp_path):
     with pytest.raises(ValueError, match="is shorter than what .* says was written: remove"):
         run(videos, copy)
     journal.write_text("nonsense\n")
-    with pytest.raises(ValueError, match="not a journal .*: remove it"):
+    with pytest.raises(ValueError, match="line 1 was altered: remove the file to encode"):
         run(videos, copy)
 
 
