@@ -1,13 +1,18 @@
 """What a folder is and what is in it: latent shards, a run, one checkpoint, published weights."""
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..model import published
 from ..model.codecs import load_codec
 from ..model.config import ModelConfig
-from ..model.cost import count_parameters
+from ..model.cost import count_parameters, parameter_shapes
+from ..parallel.layers import WHOLE
 from .checkpoints import FACTS_FILE, CheckpointFolder
 from .config_yaml import to_plain
 from .data.manifest import MANIFEST_FILE
@@ -53,7 +58,7 @@ def shards(folder: Path) -> Facts:
     return {
         "kind": "latent shards",
         "files": len(manifest.shards),
-        "mib": round(sum(shard.bytes for shard in manifest.shards) / 2**20, 1),
+        "mib": _mib(shard.bytes for shard in manifest.shards),
         "codec": {"kind": manifest.codec_kind, "identity": manifest.codec_identity},
         "text": vars(manifest.text),
         "splits": splits,
@@ -80,17 +85,40 @@ def checkpoint(folder: Path) -> Facts:
         "kernels": found.facts.kernels,
         "precision": found.config.trainer.precision,
         "model": _model(found.config.model),
-        "mib": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20, 1),
+        "mib": _mib(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
 
 
 def published_weights(folder: Path) -> Facts:
-    """The model its config.json describes, every tensor's name and shape compared with it."""
+    """The model its config.json describes, every tensor's name and shape compared with it, and read once."""
     source = published.open_folder(folder)
     model = _model(source.config) | ({} if source.position_is_written else {"position": None})
     # How weights are to be drawn is not a property of weights that are there.
     model.pop("initialisation")
-    return {"kind": "published weights", "files": source.files, "model": model}
+    identity, dtypes = _contents(source)
+    return {
+        "kind": "published weights",
+        "files": [path.name for path in source.files],
+        "mib": _mib(path.stat().st_size for path in source.files),
+        "identity": identity,
+        "tensors": dtypes,
+        "model": model,
+    }
+
+
+def _contents(source: published.PublishedFolder) -> tuple[str, dict[str, int]]:
+    """sha256 (hex) over every tensor's name, dtype, shape and bytes, in whichever file it lies; tensors of each dtype.
+
+    One tensor at a time: the model may be larger than memory.
+    """
+    digest, dtypes = hashlib.sha256(), Counter()
+    for name, shape in parameter_shapes(source.config).items():
+        tensor = source.tensor(name, WHOLE)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtypes[dtype] += 1
+        digest.update(f"|{name}|{dtype}|{shape}|".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest(), dict(dtypes)
 
 
 def draw_sheet(folder: Path, picture: Path, split: str = "train") -> None:
@@ -106,6 +134,10 @@ def draw_sheet(folder: Path, picture: Path, split: str = "train") -> None:
         latents_BCFYX = dataset.read([samples[len(samples) // 2]]).latents_BCFYX
         rows.append(SheetRow(caption=caption, videos={"decoded latents": codec.decode(latents_BCFYX)[0]}))
     contact_sheet(picture, rows)
+
+
+def _mib(sizes: Iterable[int]) -> float:
+    return round(sum(sizes) / 2**20, 1)
 
 
 def _model(config: ModelConfig) -> Facts:

@@ -4,11 +4,12 @@ import json
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from contentv.launchers.contentv import main
 from contentv.model.config import ModelConfig
-from contentv.model.cost import count_parameters
+from contentv.model.cost import count_parameters, parameter_shapes
 from contentv.model.mmdit import MMDiT
 from contentv.tests.model.published_oracle import published_transformer, random_weights
 
@@ -48,8 +49,26 @@ def test_published_weights(tmp_path, capsys):
     facts = told(capsys, tmp_path / "published")
     assert facts["kind"] == "published weights" and facts["model"]["parameters"] == count_parameters(SMALL)
     assert facts["model"]["position"] is None, "its config.json names none"
+    assert facts["tensors"] == {"float32": len(parameter_shapes(SMALL))}
+    assert facts["files"] == ["diffusion_pytorch_model.safetensors"] and facts["mib"] > 0
     MMDiT.from_pretrained(tmp_path / "published", "rope3d").save_pretrained(tmp_path / "ours")
     assert told(capsys, tmp_path / "ours")["model"]["position"] == "rope3d"
+
+
+def test_the_identity_of_weights_is_that_of_their_values(tmp_path, capsys):
+    model = published_transformer(SMALL)
+    random_weights(model, 0.1, seed=1)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "pieces", max_shard_size="10KB")
+    whole, pieces = (told(capsys, tmp_path / name) for name in ("whole", "pieces"))
+    assert len(pieces["files"]) > 1 and pieces["identity"] == whole["identity"] and len(whole["identity"]) == 64
+    with torch.no_grad():
+        model.proj_out.bias[0] += 1
+    model.save_pretrained(tmp_path / "changed")
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    changed, half = (told(capsys, tmp_path / name) for name in ("changed", "half"))
+    assert len({facts["identity"] for facts in (whole, changed, half)}) == 3
+    assert half["tensors"] == {"bfloat16": len(parameter_shapes(SMALL))}
 
 
 def test_without_json_it_is_for_people(tmp_path, capsys):
