@@ -22,6 +22,9 @@ from .video import SheetRow, contact_sheet
 
 Facts = dict[str, Any]
 
+CAPTIONS = 12
+"""Told and drawn of a split, the most frequent first; a data set may have millions."""
+
 
 def inspect(path: str | Path) -> Facts:
     """Plain facts, first of all `kind`. ValueError if the folder is none of the kinds, or is damaged."""
@@ -48,11 +51,15 @@ def shards(folder: Path) -> Facts:
     for split in ShardDataset(folder).manifest.counts():
         dataset = ShardDataset(folder, split)
         dataset.verify()
-        ids = [sample for samples in dataset.samples().values() for sample in samples]
+        captions = {caption: len(samples) for caption, samples in _by_caption(dataset).items()}
         splits[split] = {
             "samples": {str(bucket): count for bucket, count in dataset.buckets.items()},
-            "captions": dict(Counter(dataset.facts(sample)["caption"] for sample in ids)),
-            "latents": list(dataset.read(ids[:1]).latents_BCFYX.shape[1:]),
+            "latents": {
+                str(bucket): list(dataset.read(samples[:1]).latents_BCFYX.shape[1:])
+                for bucket, samples in dataset.samples().items()
+            },
+            "captions": len(captions),
+            "most_frequent": dict(list(captions.items())[:CAPTIONS]),
         }
     manifest = dataset.manifest
     return {
@@ -121,19 +128,24 @@ def _contents(source: published.PublishedFolder) -> tuple[str, dict[str, int]]:
     return digest.hexdigest(), dict(dtypes)
 
 
-def draw_sheet(folder: Path, picture: Path, split: str = "train") -> None:
-    """A contact sheet of latent shards: each caption's middle sample, decoded."""
-    dataset = ShardDataset(folder, split)
+def draw_sheet(folder: Path, picture: Path) -> None:
+    """A contact sheet of the training split: of each of the most frequent captions the middle sample, decoded."""
+    dataset = ShardDataset(folder)
     codec = load_codec(dataset.codec_folder)
-    by_caption: dict[str, list[int]] = {}
-    for samples in dataset.samples().values():
-        for sample in samples:
-            by_caption.setdefault(dataset.facts(sample)["caption"], []).append(sample)
     rows = []
-    for caption, samples in by_caption.items():
+    for caption, samples in list(_by_caption(dataset).items())[:CAPTIONS]:
         latents_BCFYX = dataset.read([samples[len(samples) // 2]]).latents_BCFYX
         rows.append(SheetRow(caption=caption, videos={"decoded latents": codec.decode(latents_BCFYX)[0]}))
     contact_sheet(picture, rows)
+
+
+def _by_caption(dataset: ShardDataset) -> dict[str, list[int]]:
+    """Caption -> its samples, the most frequent caption first."""
+    found: dict[str, list[int]] = {}
+    for samples in dataset.samples().values():
+        for sample in samples:
+            found.setdefault(dataset.facts(sample)["caption"], []).append(sample)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def _mib(sizes: Iterable[int]) -> float:

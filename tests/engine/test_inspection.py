@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from contentv.engine import inspection
 from contentv.launchers.contentv import main
 from contentv.model.config import ModelConfig
 from contentv.model.cost import count_parameters, parameter_shapes
 from contentv.model.mmdit import MMDiT
 from contentv.tests.model.published_oracle import published_transformer, random_weights
+from tests.engine.real_run import CAPTIONS
 
 SMALL = ModelConfig(layers=1, heads=1, head_width=16, text_width=4, pooled_width=3, channels=2)
 
@@ -28,10 +30,24 @@ def test_latent_shards_and_their_sheet(real_run, tmp_path, capsys):
     facts = told(capsys, folder, "--sheet", tmp_path / "sheet.png")
     assert facts["kind"] == "latent shards" and facts["codec"]["kind"] == "pca" and facts["text"]["kind"] == "minilm"
     counts = facts["splits"]["train"]
-    assert sum(counts["samples"].values()) == sum(counts["captions"].values()) > 0
-    assert counts["latents"][0] == 16
+    assert sum(counts["samples"].values()) == sum(counts["most_frequent"].values()) > 0
+    assert counts["latents"] == {"5x32x48": [16, 2, 4, 6]} and counts["captions"] == len(CAPTIONS)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.height > 32 * len(counts["captions"])
+        assert sheet.height > 32 * len(CAPTIONS)
+
+
+def test_of_many_captions_the_most_frequent_are_told_and_drawn(real_run, tmp_path, capsys, monkeypatch):
+    from contentv.engine import config_yaml
+
+    folder = config_yaml.load(real_run / "config.yaml").data.folder
+    heights = []
+    for limit in (3, 1):
+        monkeypatch.setattr(inspection, "CAPTIONS", limit)
+        facts = told(capsys, folder, "--sheet", tmp_path / "sheet.png")["splits"]["train"]
+        assert facts["captions"] == len(CAPTIONS) and len(facts["most_frequent"]) == limit
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            heights.append(sheet.height)
+    assert heights[0] == 3 * heights[1]
 
 
 def test_a_run_and_its_checkpoint(real_run, capsys):

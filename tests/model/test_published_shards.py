@@ -61,6 +61,12 @@ def test_pieces_give_the_weights_of_the_whole(whole, pieces):
     assert all(torch.equal(one[name], other[name]) for name in one if one[name] is not None)
 
 
+def test_every_rank_of_a_world_reads_the_same(pieces, rank_server):
+    alone = {name: value.flatten().tolist() for name, value in MMDiT.from_pretrained(pieces).named_parameters()}
+    ranks = rank_server.run(2, "contentv.tests.parallel.programs:read_published", folder=str(pieces))
+    assert ranks == [alone, alone]
+
+
 def test_an_image_model_starts_without_its_table_and_all_else_equal(whole, tmp_path):
     assert "pos_embed.pos_embed" in load_file(whole / WEIGHTS)
     MMDiT.from_pretrained(whole, "rope3d").save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ import torch.distributed as distributed
 from contentv.kernels.registry import choose
 from contentv.model.config import FlowConfig, ModelConfig
 from contentv.model.flow import Caption, Clips, FlowMatching
-from contentv.model.mmdit import build
+from contentv.model.mmdit import MMDiT, build
 from contentv.model.weights import initialise
 from contentv.parallel import checkpoint
 from contentv.parallel.config import ParallelConfig
@@ -144,6 +144,14 @@ def same_stored_tensors(*, folders: list[str]) -> dict:
     ]
     leave_world()
     return {"differing": differing, "count": len(first)}
+
+
+def read_published(*, folder: str) -> dict:
+    """What a rank makes of published weights: every parameter, its values in full."""
+    model = MMDiT.from_pretrained(folder)
+    values = {name: parameter.flatten().tolist() for name, parameter in model.named_parameters()}
+    leave_world()
+    return values
 
 
 def announce_in_part() -> None:
