@@ -11,7 +11,7 @@ from ..kernels.registry import KernelSet, choose
 from ..model.codecs.codec import identity_of, load_tensors
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
-from ..model.weights import Source, fill, initialise
+from ..model.weights import Source, drawn, joined
 from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
@@ -127,12 +127,9 @@ def build_training(
 
 
 def set_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig, source: Source | None = None) -> None:
-    """From published weights, or drawn as the configuration says; the optimizer then starts from them."""
-    if source:
-        fill(model.module, config.model, source)
-    else:
-        initialise(model.module, config.model, config.trainer.seed)
-    optimizer.start_from_model()
+    """What model and optimizer start from: published weights, or those drawn as the configuration says."""
+    source = source or drawn(config.model, config.trainer.seed)
+    optimizer.start_from(joined(model.module, config.model, source))
 
 
 def adamw_settings(config: OptimizerConfig) -> AdamWSettings:

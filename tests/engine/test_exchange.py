@@ -126,6 +126,14 @@ def test_stable_diffusions_image_weights_start_a_run_that_trains(shards, tmp_pat
     assert all(".1.attn.add_q_proj" in name or ".1.attn.norm_added_q" in name for name in still), "never read"
 
 
+def test_a_run_in_bfloat16_starts_from_every_bit_of_its_weights(exported, shards, tmp_path):
+    config = small_config(tmp_path / "run", shards, trainer={"precision": "bf16"}, optimizer={"ema_decay": 0.9})
+    import_weights(exported, config)
+    export_run(config.run.folder, tmp_path / "again", "ema")
+    before, after = load_file(exported / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_the_command_imports_and_says_how_to_go_on(exported, shards, tmp_path, capsys):
     options = ["--data.folder", str(shards), "--run.folder", str(tmp_path / "run"), "--trainer.validate-every", "0"]
     assert main(["convert", "import", str(exported), "quickstart", *options]) == 0

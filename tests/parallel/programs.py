@@ -11,7 +11,7 @@ from contentv.kernels.registry import choose
 from contentv.model.config import FlowConfig, ModelConfig
 from contentv.model.flow import Caption, Clips, FlowMatching
 from contentv.model.mmdit import MMDiT, build
-from contentv.model.weights import initialise
+from contentv.model.weights import drawn, joined
 from contentv.parallel import checkpoint
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import Mesh, build_mesh, leave_world
@@ -54,8 +54,7 @@ def training(mesh: Mesh, precision: str = "fp32") -> tuple[DataParallel, Optimiz
     module = build(MODEL, mesh, kernels, dtype=dtype)
     model = DataParallel(module, mesh, Shape(layers=MODEL.layers, width=MODEL.width, heads=MODEL.heads), dtype)
     optimizer = Optimizer(model, SETTINGS, kernels)
-    initialise(module, MODEL, SEED)
-    optimizer.start_from_model()
+    optimizer.start_from(joined(module, MODEL, drawn(MODEL, SEED)))
     return model, optimizer
 
 
