@@ -11,7 +11,7 @@ from ..kernels.registry import KernelSet, choose
 from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
-from ..model.weights import initialise
+from ..model.weights import Source, drawn, joined
 from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
@@ -97,7 +97,7 @@ def open_session(config: RunConfig) -> Session:
     if last:
         checkpoint.load(last, model, optimizer)
     else:
-        initialise_weights(model, optimizer, config)
+        set_weights(model, optimizer, config)
     return Session(
         config=config,
         mesh=mesh,
@@ -126,9 +126,10 @@ def build_training(
     return model, Optimizer(model, settings if average else replace(settings, ema_decay=None), kernels)
 
 
-def initialise_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig) -> None:
-    initialise(model.module, config.model, config.trainer.seed)
-    optimizer.start_from_model()
+def set_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig, source: Source | None = None) -> None:
+    """What model and optimizer start from: published weights, or those drawn as the configuration says."""
+    source = source or drawn(config.model, config.trainer.seed)
+    optimizer.start_from(joined(model.module, config.model, source))
 
 
 def adamw_settings(config: OptimizerConfig) -> AdamWSettings:

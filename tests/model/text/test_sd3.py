@@ -67,6 +67,11 @@ def test_captions_are_really_read(encoder):
     assert encoder.clips[0].token_ids("a")[0, -1] == 1 and encoder.clips[1].token_ids("a")[0, -1] == 2
 
 
+def test_loading_draws_no_bars(folder, capfd):
+    SD3Text.load(folder)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_empty_caption_is_computed_once(folder, monkeypatch):
     encoder = SD3Text.load(folder)
     first = encoder.encode([""])
