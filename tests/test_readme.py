@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
     for name in ("CONTENTV_WAN", "CONTENTV_SD3"):
         monkeypatch.setenv(name, "")
     write_wan_vae(tmp_path / "weights/ContentV-8B/vae")
-    write_sd3_text(tmp_path / "weights/stable-diffusion-3.5-large")
+    write_sd3_text(tmp_path / "weights/ContentV-8B")
     write_transformer(tmp_path / "weights/ContentV-8B/transformer", text_width=40, pooled_width=32)
     for number in range(4):
         write_levels(tmp_path / f"videos/{number}.mp4", 12, size=(64, 96))
