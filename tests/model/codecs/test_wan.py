@@ -223,7 +223,7 @@ def test_identity_is_of_weights_and_statistics_not_of_their_file(vae, folder, co
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_weights_in_several_files_and_in_half_precision(vae, codec, tmp_path, dtype):
-    make_vae(tmp_path).to(dtype).save_pretrained(tmp_path / "pieces", max_shard_size="100KB")
+    write_wan_vae(tmp_path).to(dtype).save_pretrained(tmp_path / "pieces", max_shard_size="100KB")
     assert len(list((tmp_path / "pieces").glob("*-of-*.safetensors"))) > 1
     found = WanCodec.load(tmp_path / "pieces")
     assert {weight.dtype for weight in found.vae.parameters()} == {torch.float32}
