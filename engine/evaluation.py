@@ -46,7 +46,8 @@ class Evaluation:
     """Captions whose sample lies nearest (L2 of latents) to a training window of that very caption."""
     resume_bit_equal: bool | None
     """None: the run holds no evidence, since it was never stopped and resumed by `contentv quickstart`."""
-    codec_psnr_db: float
+    codec_psnr_db: float | None
+    """None: encoding measured none."""
     samples: dict[str, torch.Tensor]
     """Caption -> pixels_3FYX."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..kernels.registry import choose
-from ..model import published, weights
+from ..model import published
 from ..model.config import ModelConfig, Position
 from ..model.mmdit import build
 from ..parallel import checkpoint
@@ -15,7 +15,7 @@ from . import config_yaml
 from .checkpoints import CheckpointFolder
 from .config import RunConfig
 from .sampling import find_checkpoint
-from .session import DTYPES, open_session
+from .session import DTYPES, open_session, set_weights
 
 
 def export_run(run: str | Path, folder: str | Path, kind: Literal["ema", "raw"]) -> ModelConfig:
@@ -49,7 +49,6 @@ def import_weights(folder: str | Path, config: RunConfig, position: Position | N
     if (last := CheckpointFolder(config.run.folder).latest()) is not None:
         raise ValueError(f"{last.parent} holds {last.name} already; import into another run.folder")
     session = open_session(config)
-    weights.fill(session.model.module, config.model, source.tensor)
-    session.optimizer.start_from_model()
+    set_weights(session.model, session.optimizer, config, source.tensor)
     session.save(0)
     return config_yaml.save(session.config, config.run.folder)

@@ -14,7 +14,7 @@ from ..model import published
 from ..model.config import PATCH, ModelConfig, Position
 from ..model.cost import parameter_shapes
 from ..model.mmdit import MMDiT
-from ..model.tensor_files import read_tensors
+from ..model.weight_files import read_tensors
 from ..model.weights import published_tensors
 
 REMEDY = "give the golden file of these weights, or restore it"

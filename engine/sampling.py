@@ -28,6 +28,7 @@ from . import config_yaml
 from .checkpoints import FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts, tensor_digests
 from .config import RunConfig, SampleConfig
 from .data.manifest import CODEC_FOLDER
+from .encoders import open_codec, open_text
 from .session import DTYPES
 
 WeightsKind = Literal["ema", "raw"]
@@ -139,9 +140,9 @@ def open_published(folder: str | Path, options: PublishedOptions, flow: FlowConf
         )
     check_clip_size(options.clip_size)
     opened = published.open_folder(folder, options.position)
-    text = load_text(options.text)
+    text = open_text(options.text)
     _check_widths(folder, opened.config, text)
-    codec = load_codec(Path(options.codec))
+    codec = open_codec(options.codec)
     if codec.channels != opened.config.channels:
         raise ValueError(f"{options.codec} has {codec.channels} channels, but {folder} takes {opened.config.channels}")
     mesh = build_mesh(ParallelConfig())

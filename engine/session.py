@@ -8,10 +8,10 @@ import torch
 
 from ..kernels.config import KernelConfig
 from ..kernels.registry import KernelSet, choose
-from ..model.codecs.codec import identity_of, load_tensors
+from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
-from ..model.weights import initialise
+from ..model.weights import Source, drawn, joined
 from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
@@ -104,7 +104,7 @@ def open_session(config: RunConfig) -> Session:
     if stored:
         checkpoint.load(stored, model, optimizer)
     else:
-        initialise_weights(model, optimizer, config)
+        set_weights(model, optimizer, config)
     return Session(
         config=config,
         mesh=mesh,
@@ -133,9 +133,10 @@ def build_training(
     return model, Optimizer(model, settings if average else replace(settings, ema_decay=None), kernels)
 
 
-def initialise_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig) -> None:
-    initialise(model.module, config.model, config.trainer.seed)
-    optimizer.start_from_model()
+def set_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig, source: Source | None = None) -> None:
+    """What model and optimizer start from: published weights, or those drawn as the configuration says."""
+    source = source or drawn(config.model, config.trainer.seed)
+    optimizer.start_from(joined(model.module, config.model, source))
 
 
 def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
@@ -152,7 +153,7 @@ def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
 
 def check_codec(dataset: ShardDataset) -> None:
     """Every checkpoint will bring the codec along: it has to be there, and to be the one that made the latents."""
-    found = identity_of(*load_tensors(dataset.codec_folder))
+    found = saved_identity(dataset.codec_folder)
     if found != dataset.codec_identity:
         raise ValueError(
             f"{dataset.codec_folder} holds codec {found[:12]}, but the latents beside it were made by "

@@ -92,7 +92,8 @@ def contact_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
     if not rows:
         raise ValueError("no row was given for the contact sheet; expected one per caption")
     sections = [_section(row) for row in rows]
-    sheet = Image.new("RGB", (max(section.width for section in sections), sum(section.height for section in sections)))
+    size = max(section.width for section in sections), sum(section.height for section in sections)
+    sheet = Image.new("RGB", size, "white")
     top = 0
     for section in sections:
         sheet.paste(section, (0, top))

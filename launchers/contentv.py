@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "recompute a run's figures from its last checkpoint and its data",
     "convert": "compare published weights with golden values, write and read them",
     "bench": "time and memory of a training step",
+    "encode": "your own videos and captions to latent shards",
     "data": "fetch a recipe's clips and encode them into latent shards",
     "inspect": "what is in latent shards, a run, a checkpoint, or published weights",
     "doctor": "can training work here, what is missing, which kernels would run",

@@ -15,12 +15,7 @@ CANNOT_TRAIN = 1
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    from .command_line import call
-
-    return call(run, argv)
-
-
-def run(argv: Sequence[str]) -> int:
+    # Not through command_line.call, as the others: it needs PyYAML, and this must answer where anything is missing.
     options = parse(argv)
     from ..engine.doctor import can_train, examine
 

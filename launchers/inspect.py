@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="contentv inspect", description=__doc__.split(": ", 1)[1])
     parser.add_argument("path", metavar="PATH", help="latent shards, a run, a checkpoint, or published weights")
-    parser.add_argument("--sheet", metavar="FILE.png", help="latent shards: a contact sheet, one sample a caption")
+    parser.add_argument("--sheet", metavar="FILE.png", help="latent shards: a contact sheet of the commonest captions")
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")
     return parser.parse_args(argv)
 

@@ -24,7 +24,7 @@ NORM_EPSILON = 1e-6
 ROPE_THETA = 10_000.0
 
 MOST_LAYERS = 4096
-WIDEST = 2**20
+WIDEST = 2**24
 """Of every size but the layers. A hundred times what exists: a file that says more is damaged."""
 
 

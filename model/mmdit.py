@@ -71,7 +71,9 @@ class MMDiT(ShardedModule):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, position: Position | None = None) -> "MMDiT":
-        """The model in a folder of the published layout (config.json beside safetensors), fp32, in a world of one.
+        """The model in a folder of the published layout (config.json beside safetensors), fp32.
+
+        Ranks are data parallel here, each with the whole model; `weights.fill` reads for any other mesh.
 
         `position` fills in what the folder's config.json leaves out; a conflict between the two is a ValueError, as is
         any missing, surplus or misshapen tensor, naming file, key, found and expected.

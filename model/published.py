@@ -5,7 +5,10 @@ one file or in several with an index; tensors are read one at a time, and of eac
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -14,10 +17,10 @@ from safetensors.torch import save_file
 
 from ..parallel.durable import replacing, write_text
 from ..parallel.layers import Piece
-from ..parallel.reading import read_json, shown
+from ..parallel.reading import shown
 from .config import PATCH, ModelConfig, Position
 from .cost import parameter_shapes
-from .tensor_files import FLOATS, read_header
+from .weight_files import FLOATS, index_of, numbered, read_header, read_json, tensor_files
 from .weights import Source, published_tensors
 
 CLASS_NAME = "SD3Transformer3DModel"
@@ -26,8 +29,8 @@ IMAGE_CLASS = "SD3Transformer2DModel"
 IMAGE_TABLE = "pos_embed.pos_embed"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
-"""Beside weights cut into several files: which tensor is in which."""
+FILE_VALUES = 2**30
+"""Values one file of weights holds at most, 4 GiB in fp32; a larger model is cut into several, with an index."""
 
 REMEDY = "restore the folder, or correct what was changed in it"
 
@@ -51,7 +54,7 @@ class PublishedFolder:
 
     config: ModelConfig
     tensor: Source
-    files: list[str]
+    files: list[Path]
     position_is_written: bool
     """False: config.json names no position mode, and the caller's or the published one was taken."""
 
@@ -65,20 +68,20 @@ def open_folder(folder: str | Path, position: Position | None = None) -> Publish
     if not (folder / CONFIG_FILE).exists() and (folder / "transformer" / CONFIG_FILE).exists():
         folder = folder / "transformer"
     config = read_config(folder / CONFIG_FILE, position)
-    values = _read_json(folder / CONFIG_FILE)
+    values = read_json(folder / CONFIG_FILE)
     ignored = {IMAGE_TABLE} if values["_class_name"] == IMAGE_CLASS else set()
     tensor = _open_weights(folder, parameter_shapes(config), ignored)
     return PublishedFolder(
         config=config,
         tensor=tensor,
-        files=sorted({path.name for path in weight_files(folder).values()}),
+        files=sorted(set(tensor_files(folder / WEIGHTS_FILE).values())),
         position_is_written="position" in values,
     )
 
 
 def read_config(path: Path, position: Position | None = None) -> ModelConfig:
     """The ModelConfig that a published config.json describes."""
-    values = _read_json(path)
+    values = read_json(path, f"a published transformer's {CONFIG_FILE}")
     if values.get("_class_name") not in (CLASS_NAME, IMAGE_CLASS):
         found = values.get("_class_name")
         raise ValueError(f"{path}: _class_name is {shown(found)}; expected {CLASS_NAME} or {IMAGE_CLASS}: {REMEDY}")
@@ -101,19 +104,59 @@ def read_config(path: Path, position: Position | None = None) -> ModelConfig:
 
 def save(model: torch.nn.Module, config: ModelConfig, folder: str | Path) -> None:
     """Writes the whole model (a world of one) in the published layout, config.json last."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(model.named_parameters())
-    write_tensors(folder, dict(published_tensors(config, lambda name: parameters[name].detach().cpu())), config)
+    write_tensors(Path(folder), published_tensors(config, lambda name: parameters[name].detach()), config)
 
 
-def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], config: ModelConfig) -> None:
-    """Weights, then config.json: a folder with a config is a folder that is complete."""
-    for stale in (CONFIG_FILE, INDEX_FILE):
-        (folder / stale).unlink(missing_ok=True)
-    with replacing(folder / WEIGHTS_FILE) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+def write_tensors(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig) -> None:
+    """Weights, their index if they need several files, then config.json: a folder with a config is complete.
+
+    A file is written as soon as its last tensor has come, so memory holds little more than one file's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_weights(folder / WEIGHTS_FILE)
+    places = _places(folder / WEIGHTS_FILE, config)
+    missing = Counter(places.values())
+    contents: dict[Path, dict[str, torch.Tensor]] = {path: {} for path in missing}
+    size = 0
+    for name, tensor in tensors:
+        path, size = places[name], size + tensor.nbytes
+        contents[path][name] = tensor.cpu()
+        missing[path] -= 1
+        if not missing[path]:
+            _write(path, contents.pop(path))
+    assert not contents, f"tensors that never came leave {sorted(contents)} unwritten"
+    if len(missing) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": {name: path.name for name, path in places.items()}}
+        write_text(index_of(folder / WEIGHTS_FILE), json.dumps(index, indent=2) + "\n")
     write_text(folder / CONFIG_FILE, json.dumps(published_config(config), indent=2) + "\n")
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(tensors, partial, metadata={"format": "pt"})
+        # safetensors puts a file there that only its owner may read; published weights are for others too.
+        partial.chmod(mode)
+
+
+def _remove_weights(file: Path) -> None:
+    """What an earlier save left in this place, config.json first: without it the folder holds no model."""
+    pieces = file.parent.glob(f"{file.stem}-?????-of-?????{file.suffix}")
+    for stale in (file.with_name(CONFIG_FILE), index_of(file), file, *pieces):
+        stale.unlink(missing_ok=True)
+
+
+def _places(file: Path, config: ModelConfig) -> dict[str, Path]:
+    """Tensor name -> the file it goes to: `file` itself, or the first with room of as many as it takes."""
+    numbers, count, filled = {}, 1, 0
+    for name, shape in parameter_shapes(config).items():
+        if filled and filled + prod(shape) > FILE_VALUES:
+            count, filled = count + 1, 0
+        numbers[name] = count
+        filled += prod(shape)
+    return {name: file if count == 1 else numbered(file, number, count) for name, number in numbers.items()}
 
 
 def published_config(config: ModelConfig) -> dict:
@@ -132,14 +175,16 @@ def published_config(config: ModelConfig) -> dict:
 
 def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: set[str]) -> Source:
     """A function that reads one tensor at a time, after all headers were checked against `expected`."""
-    files = weight_files(folder)
+    whole = folder / WEIGHTS_FILE
+    listing = index_of(whole) if index_of(whole).exists() else whole
+    files = tensor_files(whole)
     headers = {path: read_header(path) for path in dict.fromkeys(files.values())}
     for name, shape in expected.items():
         if name not in files:
-            raise ValueError(f"{_where(folder)}: tensor {name} is missing; expected shape {list(shape)}: {REMEDY}")
+            raise ValueError(f"{listing}: tensor {name} is missing; expected shape {list(shape)}: {REMEDY}")
         found = headers[files[name]].get(name)
         if found is None:
-            raise ValueError(f"{files[name]}: tensor {name} is missing, which {INDEX_FILE} places here: {REMEDY}")
+            raise ValueError(f"{files[name]}: tensor {name} is missing, which {listing.name} places here: {REMEDY}")
         if found.shape != shape:
             raise ValueError(
                 f"{files[name]}: tensor {name} has shape {list(found.shape)}; expected {list(shape)}: {REMEDY}"
@@ -163,42 +208,6 @@ def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: s
             return file.get_slice(name)[piece.bounds(expected[name])]
 
     return tensor
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, by the index of a sharded folder or from the one file. ValueError where there is neither."""
-    index = folder / INDEX_FILE
-    if not index.exists():
-        return dict.fromkeys(read_header(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
-    places = _read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ValueError(
-            f"{index}: weight_map is {type(places).__name__}; expected tensor names and their files: {REMEDY}"
-        )
-    for place in places.values():
-        if Path(place).name != place or not place.endswith(".safetensors") or not place.isprintable():
-            raise ValueError(
-                f"{index}: weight_map names {shown(place)}; expected .safetensors files beside it: {REMEDY}"
-            )
-    return {name: folder / place for name, place in places.items()}
-
-
-def _where(folder: Path) -> Path:
-    return folder / (INDEX_FILE if (folder / INDEX_FILE).exists() else WEIGHTS_FILE)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        values = read_json(path)
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path}: no such file; expected a published transformer's {CONFIG_FILE}: give the folder that holds it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}): restore it") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}; expected a JSON object: restore it")
-    return values
 
 
 def _positive(path: Path, values: dict, key: str) -> int:

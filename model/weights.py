@@ -23,11 +23,19 @@ STANDARD_DEVIATION = 0.02
 @torch.no_grad()
 def fill(model: torch.nn.Module, config: ModelConfig, source: Source) -> None:
     """Sets every parameter of `model` from `source`, in the model's own dtype and on its own device."""
+    for parameter, tensor in joined(model, config, source):
+        parameter.copy_(tensor)
+
+
+def joined(
+    model: torch.nn.Module, config: ModelConfig, source: Source
+) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Every parameter of `model` with what `source` has for this rank's piece of it, in the source's precision."""
     parameters = dict(model.named_parameters())
     for entry in correspondences(config):
         parameter = parameters.pop(entry.parameter)
         piece = piece_of(parameter, model.mesh)
-        parameter.copy_(entry.join([source(name, piece) for name in entry.published]))
+        yield parameter, entry.join([source(name, piece) for name in entry.published])
     assert not parameters, f"parameters without a published counterpart: {sorted(parameters)}"
 
 
@@ -39,7 +47,12 @@ def published_tensors(config: ModelConfig, whole: Callable[[str], torch.Tensor])
 
 
 def initialise(model: torch.nn.Module, config: ModelConfig, seed: int) -> None:
-    """Draws the weights as `config.initialisation` says.
+    """Draws the weights as `config.initialisation` says."""
+    fill(model, config, drawn(config, seed))
+
+
+def drawn(config: ModelConfig, seed: int) -> Source:
+    """Weights as `config.initialisation` says.
 
     Each published tensor has a generator of its own, seeded from (seed, name): no layout, no order and no other tensor
     changes it. adaln_zero (Peebles & Xie, arXiv 2212.09748): matrices Glorot-uniform, those of the timestep and caption
@@ -47,11 +60,11 @@ def initialise(model: torch.nn.Module, config: ModelConfig, seed: int) -> None:
     """
     shapes = parameter_shapes(config)
 
-    def drawn(name: str, piece: Piece) -> torch.Tensor:
+    def draw(name: str, piece: Piece) -> torch.Tensor:
         # Whole, then cut: which numbers a rank gets must not depend on how many ranks there are.
         return _draw(name, shapes[name], config, seed)[piece.bounds(shapes[name])]
 
-    fill(model, config, drawn)
+    return draw
 
 
 def _draw(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ one pass of the `adamw` operation, and megatron gathers the new weights. The ave
 distributed optimizer's saved keys are fixed, and anything else in the inner optimizer's state is silently not saved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,14 @@ class ShardedOptimizer(DistributedOptimizer):
             self.optimizer.state[master][key].copy_(tensors[key])
         self.average_piece(model_param).copy_(tensors["ema"])
 
+    def pieces(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
+        """Master and, where it is kept, average of what this rank owns of a parameter; none where it owns nothing."""
+        if parameter not in self.model_param_group_index_map:
+            return []
+        master = self._master(parameter)
+        average = self.optimizer.averages.get(master)
+        return [master] if average is None else [master, average]
+
     def average_piece(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         return self.optimizer.averages[self._master(parameter)]
 
@@ -145,11 +153,13 @@ class Optimizer:
         inner.prepare_state()
 
     @torch.no_grad()
-    def start_from_model(self) -> None:
-        """Takes masters and average from the model's weights, after these were set by hand."""
-        self.sharded.reload_model_params()
-        for master, average in self.sharded.optimizer.averages.items():
-            average.copy_(master)
+    def start_from(self, weights: Iterable[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+        """Sets parameters, and this rank's masters and averages, which keep what a parameter of 16 bits rounds off."""
+        for parameter, tensor in weights:
+            parameter.copy_(tensor)
+            for state in self.sharded.pieces(parameter):
+                part = self.sharded._get_model_param_range_map(parameter)["param"]
+                state.copy_(tensor.flatten()[part.start : part.end])
 
     @torch.no_grad()
     def gradient_norm(self) -> torch.Tensor:

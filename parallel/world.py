@@ -57,6 +57,11 @@ def announced_world(environment: Mapping[str, str]) -> World | None:
     return world
 
 
+def local_rank(environment: Mapping[str, str]) -> int:
+    """This process's number among those of its node, for work that shares devices but needs no world; else 0."""
+    return _number(environment, "LOCAL_RANK" if "LOCAL_RANK" in environment else "SLURM_LOCALID")
+
+
 def _number(environment: Mapping[str, str], name: str) -> int:
     value = environment.get(name, "0")
     if not value.isdigit():

@@ -226,9 +226,11 @@ def run_watching(command: Sequence[str], folder: Path, show: Callable[[int], Non
 def _size(folder: Path) -> int:
     """Bytes of all files below; one that goes away meanwhile counts nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
+    # Not rglob: it raises where a folder goes away while it is listed, and pip makes and removes many.
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
 
 

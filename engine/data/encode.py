@@ -15,10 +15,10 @@ from ...model.codecs.pca_fit import fit
 from ...model.text.text import TextEncoder
 from ..progress import Progress
 from .clips import ClipManifest
-from .manifest import MANIFEST_FILE, Manifest, read_manifest
+from .manifest import MANIFEST_FILE, SPLITS, Manifest, read_manifest
 from .shard_writer import Sample, ShardWriter
 from .shards import ShardDataset
-from .windows import SPLITS, Window, count_windows, read_windows
+from .windows import Window, count_windows, read_windows
 
 ENCODING = "2"
 """Raised whenever the same clips, codec kind and text encoder would give other shards, so that old ones are redone."""
@@ -73,11 +73,12 @@ def codec_psnr(codec: Codec, pixels_3FYX: Tensor) -> float:
     return float(-10 * torch.log10(error.clamp_min(1e-10)))
 
 
-def mean_codec_psnr(folder: Path, split: str = "train") -> float:
-    """`codec_psnr_db` of a shard folder, from what encoding recorded beside each sample."""
+def mean_codec_psnr(folder: Path, split: str = "train") -> float | None:
+    """`codec_psnr_db` of a shard folder, from what encoding recorded beside its samples; None: beside none."""
     dataset = ShardDataset(folder, split)
-    values = [dataset.facts(sample)["codec_psnr_db"] for ids in dataset.samples().values() for sample in ids]
-    return sum(values) / len(values)
+    facts = (dataset.facts(sample) for ids in dataset.samples().values() for sample in ids)
+    values = [fact["codec_psnr_db"] for fact in facts if "codec_psnr_db" in fact]
+    return sum(values) / len(values) if values else None
 
 
 def _sample(window: Window, codec: Codec, tokens_TW: Tensor, pooled_W: Tensor) -> Sample:

@@ -25,10 +25,11 @@ REMEDY = "encode the data again (`contentv data RECIPE`) or give another data fo
 MEMBERS = frozenset(("latents.npy", "tokens.npy", "pooled.npy", "json"))
 """Of every sample: its key is followed by each of these."""
 
-WIDEST = 2**20
+WIDEST = 2**24
 """Tokens, or features of one: beyond it, no text encoder is."""
 
 MANIFEST_FILE = "manifest.json"
+SPLITS = ("train", "held_out")
 CODEC_FOLDER = "codec"
 """Subfolder with the codec itself, of shards as of a checkpoint."""
 

@@ -17,7 +17,7 @@ from numpy.lib import format as numpy_format
 from torch import Tensor
 
 from ...model.codecs.codec import latent_size
-from ...model.tensor_files import read_tensors
+from ...model.weight_files import read_tensors
 from ...parallel.reading import file_sha256, parse_json, shown
 from .manifest import Bucket, Manifest, SampleEntry, ShardEntry, read_manifest
 

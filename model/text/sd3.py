@@ -19,6 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..weight_files import tensor_files
+from .text import encode_one_by_one, without_bars
+
 FOLDER_VARIABLE = "CONTENTV_SD3"
 """Environment variable: where the encoders' folder is on this machine, if no folder is given."""
 
@@ -46,7 +49,6 @@ TOKENIZER_FILES = (
 """Those that are there decide how captions are cut."""
 
 WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 class Encoder(NamedTuple):
@@ -105,14 +107,9 @@ class SD3Text:
             [Encoder(*clip, clip_tokens) for clip in clips], Encoder(*t5, tokens - clip_tokens), identity=identity
         )
 
-    @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`. A long caption loses its end: sooner for CLIP than for T5."""
-        if not captions:
-            return torch.zeros(0, self.tokens, self.width), torch.zeros(0, self.pooled_width)
-        # One caption at a time: a matrix product's rounding may depend on the batch, a caption's features must not.
-        features = [self._encode_one(caption) for caption in captions]
-        return torch.stack([tokens for tokens, _ in features]), torch.stack([pooled for _, pooled in features])
+        return encode_one_by_one(self, self._encode_one, captions)
 
     def _encode_one(self, caption: str) -> tuple[Tensor, Tensor]:
         # Guidance and caption dropout ask for the empty one again and again.
@@ -165,9 +162,10 @@ def _load(folder: Path, tokenizer: str, encoder: str, name: str, device: str | t
             raise ValueError("no vocabulary")  # transformers would make up an empty one
         cutter = tokenizer_class.from_pretrained(place, local_files_only=True)
         place = folder / encoder
-        model, report = getattr(transformers, name).from_pretrained(
-            place, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with without_bars():
+            model, report = getattr(transformers, name).from_pretrained(
+                place, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
     # What broken files raise is up to two libraries and the file: whatever it is, the user has to know which folder.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
@@ -225,8 +223,6 @@ def _identity(folder: Path, clip_tokens: int, t5_tokens: int) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """One file or, as its index says, several; other copies beside them, half precision say, are not read."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    names = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / name for name in sorted(set(names))]
+    """What transformers reads: one file or, without it, those its index names; no other precision beside them."""
+    whole = folder / WEIGHTS_FILE
+    return [whole] if whole.is_file() else sorted(set(tensor_files(whole).values()))

@@ -17,8 +17,9 @@ from contentv.engine.session import open_session
 from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import train
 from contentv.launchers.contentv import main
+from contentv.model.config import ModelConfig
 from contentv.model.mmdit import MMDiT
-from contentv.tests.model.published_oracle import published_velocity
+from contentv.tests.model.published_oracle import published_transformer, published_velocity, random_weights
 from tests.engine.small_run import WIDTH, small_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -64,6 +65,21 @@ def test_averaged_and_last_weights_are_told_apart(trained, tmp_path):
     assert not torch.equal(one["proj_out.weight"], other["proj_out.weight"])
 
 
+def test_bfloat16_weights_go_out_as_they_are_and_their_average_in_full(shards, tmp_path):
+    config = small_config(
+        tmp_path / "run", shards, trainer={"precision": "bf16", "max_steps": 2}, optimizer={"ema_decay": 0.0}
+    )
+    train(config, StopSignals())
+    for kind in ("ema", "raw"):
+        export_run(config.run.folder, tmp_path / kind, kind)
+    average, last = load_file(tmp_path / "ema" / WEIGHTS), load_file(tmp_path / "raw" / WEIGHTS)
+    assert {tensor.dtype for tensor in last.values()} == {torch.bfloat16}
+    # An average that forgets at once is the fp32 master, of which the weights are the rounding.
+    assert {tensor.dtype for tensor in average.values()} == {torch.float32}
+    assert all(torch.equal(average[name].bfloat16(), last[name]) for name in last)
+    assert any(not torch.equal(average[name], last[name].float()) for name in last)
+
+
 def test_an_export_goes_into_no_folder_in_use(trained, tmp_path):
     (tmp_path / "mine").write_text("keep")
     with pytest.raises(ValueError, match="is there already; export into a new or empty folder"):
@@ -85,6 +101,37 @@ def test_imported_weights_are_where_training_begins(trained, shards, tmp_path):
         [line["loss"] for line in read_metrics(f"{run}/metrics.jsonl")] for run in (path.parent, trained.run.folder)
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_stable_diffusions_image_weights_start_a_run_that_trains(shards, tmp_path):
+    """In diffusers' own layout of Stable Diffusion 3.5, its table of 2D positions dropped, every other bit kept."""
+    model = published_transformer(ModelConfig(layers=2, heads=2, head_width=16, text_width=WIDTH, pooled_width=WIDTH))
+    random_weights(model, 0.1, seed=6)
+    model.save_pretrained(tmp_path / "sd3.5")
+    run, values = tmp_path / "run", {"validate-every": 0, "max-steps": 2, "global-batch": 4, "micro-batch": 2}
+    options = [word for name, value in values.items() for word in (f"--trainer.{name}", str(value))]
+    options += ["--data.folder", str(shards), "--run.folder", str(run)]
+    assert main(["convert", "import", str(tmp_path / "sd3.5"), "quickstart", *options]) == 0
+    before = load_file(tmp_path / "sd3.5" / WEIGHTS)
+    assert before.pop("pos_embed.pos_embed").dim() == 3
+    for kind in ("raw", "ema"):
+        export_run(run, tmp_path / kind, kind)
+        started = load_file(tmp_path / kind / WEIGHTS)
+        assert started.keys() == before.keys() and all(torch.equal(started[name], before[name]) for name in before)
+    train(config_yaml.load(run / "config.yaml"), StopSignals())
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2]
+    export_run(run, tmp_path / "trained", "raw")
+    after = load_file(tmp_path / "trained" / WEIGHTS)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert all(".1.attn.add_q_proj" in name or ".1.attn.norm_added_q" in name for name in still), "never read"
+
+
+def test_a_run_in_bfloat16_starts_from_every_bit_of_its_weights(exported, shards, tmp_path):
+    config = small_config(tmp_path / "run", shards, trainer={"precision": "bf16"}, optimizer={"ema_decay": 0.9})
+    import_weights(exported, config)
+    export_run(config.run.folder, tmp_path / "again", "ema")
+    before, after = load_file(exported / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_the_command_imports_and_says_how_to_go_on(exported, shards, tmp_path, capsys):

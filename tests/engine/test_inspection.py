@@ -4,13 +4,16 @@ import json
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
+from contentv.engine import inspection
 from contentv.launchers.contentv import main
 from contentv.model.config import ModelConfig
-from contentv.model.cost import count_parameters
+from contentv.model.cost import count_parameters, parameter_shapes
 from contentv.model.mmdit import MMDiT
 from contentv.tests.model.published_oracle import published_transformer, random_weights
+from tests.engine.real_run import CAPTIONS
 
 SMALL = ModelConfig(layers=1, heads=1, head_width=16, text_width=4, pooled_width=3, channels=2)
 
@@ -27,10 +30,24 @@ def test_latent_shards_and_their_sheet(real_run, tmp_path, capsys):
     facts = told(capsys, folder, "--sheet", tmp_path / "sheet.png")
     assert facts["kind"] == "latent shards" and facts["codec"]["kind"] == "pca" and facts["text"]["kind"] == "minilm"
     counts = facts["splits"]["train"]
-    assert sum(counts["samples"].values()) == sum(counts["captions"].values()) > 0
-    assert counts["latents"][0] == 16
+    assert sum(counts["samples"].values()) == sum(counts["most_frequent"].values()) > 0
+    assert counts["latents"] == {"5x32x48": [16, 2, 4, 6]} and counts["captions"] == len(CAPTIONS)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.height > 32 * len(counts["captions"])
+        assert sheet.height > 32 * len(CAPTIONS)
+
+
+def test_of_many_captions_the_most_frequent_are_told_and_drawn(real_run, tmp_path, capsys, monkeypatch):
+    from contentv.engine import config_yaml
+
+    folder = config_yaml.load(real_run / "config.yaml").data.folder
+    heights = []
+    for limit in (3, 1):
+        monkeypatch.setattr(inspection, "CAPTIONS", limit)
+        facts = told(capsys, folder, "--sheet", tmp_path / "sheet.png")["splits"]["train"]
+        assert facts["captions"] == len(CAPTIONS) and len(facts["most_frequent"]) == limit
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            heights.append(sheet.height)
+    assert heights[0] == 3 * heights[1]
 
 
 def test_a_run_and_its_checkpoint(real_run, capsys):
@@ -48,8 +65,26 @@ def test_published_weights(tmp_path, capsys):
     facts = told(capsys, tmp_path / "published")
     assert facts["kind"] == "published weights" and facts["model"]["parameters"] == count_parameters(SMALL)
     assert facts["model"]["position"] is None, "its config.json names none"
+    assert facts["tensors"] == {"float32": len(parameter_shapes(SMALL))}
+    assert facts["files"] == ["diffusion_pytorch_model.safetensors"] and facts["mib"] > 0
     MMDiT.from_pretrained(tmp_path / "published", "rope3d").save_pretrained(tmp_path / "ours")
     assert told(capsys, tmp_path / "ours")["model"]["position"] == "rope3d"
+
+
+def test_the_identity_of_weights_is_that_of_their_values(tmp_path, capsys):
+    model = published_transformer(SMALL)
+    random_weights(model, 0.1, seed=1)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "pieces", max_shard_size="10KB")
+    whole, pieces = (told(capsys, tmp_path / name) for name in ("whole", "pieces"))
+    assert len(pieces["files"]) > 1 and pieces["identity"] == whole["identity"] and len(whole["identity"]) == 64
+    with torch.no_grad():
+        model.proj_out.bias[0] += 1
+    model.save_pretrained(tmp_path / "changed")
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    changed, half = (told(capsys, tmp_path / name) for name in ("changed", "half"))
+    assert len({facts["identity"] for facts in (whole, changed, half)}) == 3
+    assert half["tensors"] == {"bfloat16": len(parameter_shapes(SMALL))}
 
 
 def test_without_json_it_is_for_people(tmp_path, capsys):

@@ -140,7 +140,7 @@ def test_text_of_another_width_is_refused(real_run, tmp_path):
 
     config = ModelConfig(layers=1, heads=1, head_width=16, text_width=24, pooled_width=384, position="rope3d")
     shapes = parameter_shapes(config)
-    write_tensors(tmp_path, {name: torch.zeros(shape) for name, shape in shapes.items()}, config)
+    write_tensors(tmp_path, ((name, torch.zeros(shape)) for name, shape in shapes.items()), config)
     with pytest.raises(ValueError, match="takes text tokens 24 wide, but text encoder minilm gives 384"):
         open_published(tmp_path, options(real_run), FlowConfig())
 

@@ -104,7 +104,10 @@ def test_what_a_sample_meets_depends_on_nothing_beside_it():
         assert len(seen[sample_id]) >= 3
         for values in seen[sample_id][1:]:
             assert all(torch.equal(one, other) for one, other in zip(seen[sample_id][0], values, strict=True))
-        assert len({loss.item() for loss in losses[sample_id]}) == 1
+        # Its own 48 squares, which torch adds up in an order that depends on the batch's size: some units in the last
+        # place on some processors.
+        found = torch.stack(losses[sample_id])
+        assert found.max() - found.min() <= 4 * torch.finfo(torch.float32).eps * found.max()
 
 
 def test_noise_level_dropout_and_noise_are_independent():

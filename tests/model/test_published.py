@@ -71,7 +71,7 @@ def change_config(folder, **changed) -> None:
         ),
         (lambda tensors: tensors.update({GAIN: torch.ones(1, 16)}), [GAIN, "[1, 16]", "expected [16]"]),
         (lambda tensors: tensors.update({GAIN: torch.ones(15)}), [GAIN, "[15]", "expected [16]"]),
-        (lambda tensors: tensors.update({GAIN: torch.ones(16).int()}), [GAIN, "I32", "expected a floating-point"]),
+        (lambda tensors: tensors.update({GAIN: torch.ones(16).int()}), [GAIN, "is I32", "expected a floating-point"]),
     ],
     ids=["missing", "surplus", "more surplus", "one axis too many", "too short", "integers"],
 )

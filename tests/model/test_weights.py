@@ -78,7 +78,7 @@ folder = Path({str(tmp_path)!r})
 config = {config!r}
 child = os.fork()
 if child == 0:
-    write_tensors(folder, {{n: torch.full(s, 0.5) for n, s in parameter_shapes(config).items()}}, config)
+    write_tensors(folder, ((n, torch.full(s, 0.5)) for n, s in parameter_shapes(config).items()), config)
     os._exit(0)
 os.waitpid(child, 0)
 def resident(name):

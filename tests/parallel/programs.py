@@ -10,8 +10,8 @@ import torch.distributed as distributed
 from contentv.kernels.registry import choose
 from contentv.model.config import FlowConfig, ModelConfig
 from contentv.model.flow import Caption, Clips, FlowMatching
-from contentv.model.mmdit import build
-from contentv.model.weights import initialise
+from contentv.model.mmdit import MMDiT, build
+from contentv.model.weights import drawn, joined
 from contentv.parallel import checkpoint
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import Mesh, build_mesh, leave_world
@@ -54,8 +54,7 @@ def training(mesh: Mesh, precision: str = "fp32") -> tuple[DataParallel, Optimiz
     module = build(MODEL, mesh, kernels, dtype=dtype)
     model = DataParallel(module, mesh, Shape(layers=MODEL.layers, width=MODEL.width, heads=MODEL.heads), dtype)
     optimizer = Optimizer(model, SETTINGS, kernels)
-    initialise(module, MODEL, SEED)
-    optimizer.start_from_model()
+    optimizer.start_from(joined(module, MODEL, drawn(MODEL, SEED)))
     return model, optimizer
 
 
@@ -144,6 +143,14 @@ def same_stored_tensors(*, folders: list[str]) -> dict:
     ]
     leave_world()
     return {"differing": differing, "count": len(first)}
+
+
+def read_published(*, folder: str) -> dict:
+    """What a rank makes of published weights: every parameter, its values in full."""
+    model = MMDiT.from_pretrained(folder)
+    values = {name: parameter.flatten().tolist() for name, parameter in model.named_parameters()}
+    leave_world()
+    return values
 
 
 def announce_in_part() -> None:

@@ -43,7 +43,7 @@ def mesh():
 def prepared(mesh, settings, dtype=torch.float32) -> tuple[DataParallel, Optimizer]:
     model = DataParallel(Tiny().to(dtype), mesh, Shape(layers=1, width=5, heads=1), dtype)
     optimizer = Optimizer(model, settings, choose("cpu"))
-    optimizer.start_from_model()
+    optimizer.start_from((parameter, parameter.detach()) for parameter in model.module.parameters())
     return model, optimizer
 
 
@@ -145,18 +145,18 @@ def test_gradients_do_not_pile_up_over_steps(mesh):
     assert torch.equal(*norms)
 
 
-def test_start_from_model_takes_masters_and_average_from_the_weights(mesh):
-    model, optimizer = prepared(mesh, SETTINGS)
-    with torch.no_grad():
-        for parameter in model.module.parameters():
-            parameter.add_(0.5)
-    expected = {name: parameter.detach().clone() for name, parameter in model.module.named_parameters()}
-    optimizer.start_from_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masters_and_average_start_from_the_given_weights_in_full(mesh, dtype):
+    model, optimizer = prepared(mesh, SETTINGS, dtype)
+    given = {name: parameter.detach().float() + 1 / 3 for name, parameter in model.module.named_parameters()}
+    optimizer.start_from((parameter, given[name]) for name, parameter in model.module.named_parameters())
     model.forward_backward(loss_of, batches(1, 1), 1)
     optimizer.update(1, 0.0, optimizer.gradient_norm())  # writes the masters back; at rate 0 they are what they were
+    averages, masters = optimizer.averaged(), list(optimizer.sharded.optimizer.averages)
     for name, parameter in model.module.named_parameters():
-        torch.testing.assert_close(parameter.detach(), expected[name], rtol=0, atol=0)
-        torch.testing.assert_close(optimizer.averaged()[name], expected[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(parameter.detach(), given[name].to(dtype), rtol=0, atol=0)
+        torch.testing.assert_close(averages[name], given[name], rtol=1e-6, atol=1e-7)
+        assert any(torch.equal(master.detach(), given[name].flatten()) for master in masters), name
 
 
 def test_bfloat16_weights_are_the_rounded_masters(mesh):

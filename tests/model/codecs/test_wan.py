@@ -10,25 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from contentv.model.codecs import load_codec
 from contentv.model.codecs.wan import FOLDER_VARIABLE, Stream, WanCodec, margins, spans
+from tests.model.stand_ins import write_wan_vae
 
 TOLERANCE = 1e-4
 """Of the largest value: what wan.py promises for tiles."""
-
-
-def make_vae(folder, blocks: int = 1, seed: int = 0):
-    """A random Wan-VAE whose every weight matters, saved to `folder` by diffusers."""
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(seed)
-    vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=blocks)
-    with torch.no_grad():
-        for name, weight in vae.named_parameters():
-            if name.endswith("gamma"):
-                weight.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
-                weight.normal_(0, 0.1)
-    vae.save_pretrained(folder)
-    return vae.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vae(folder):
-    return make_vae(folder)
+    return write_wan_vae(folder)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +57,7 @@ def test_whole_frames_are_diffusers_own(vae, codec, frames):
 
 def test_published_depth_and_other_statistics_in_another_folder(tmp_path):
     """Two residual blocks a level, as published; a pipeline's folder; a mean and spread of its own."""
-    vae = make_vae(tmp_path / "vae", blocks=2, seed=1)
+    vae = write_wan_vae(tmp_path / "vae", blocks=2, seed=1)
     settings = json.loads((tmp_path / "vae" / "config.json").read_text())
     settings |= {"latents_mean": [0.25] * 16, "latents_std": [0.5] * 15 + [2.0]}
     (tmp_path / "vae" / "config.json").write_text(json.dumps(settings))
@@ -104,7 +89,7 @@ def test_a_smaller_margin_would_be_seen(folder, codec):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_margins_are_what_gradients_reach(tmp_path, blocks):
     """An oracle for the arithmetic: which pixels the tiled layers' one latent, which latents one pixel, depend on."""
-    make_vae(tmp_path, blocks=blocks)
+    write_wan_vae(tmp_path, blocks=blocks)
     codec = WanCodec.load(tmp_path)
     side, middle = 17, 8
     pixels = torch.rand(1, 3, 1, 8 * side, 8 * side, requires_grad=True)
@@ -219,7 +204,7 @@ def test_saving_writes_a_reference_that_is_checked(vae, folder, codec, tmp_path,
             load_codec(tmp_path / "codec")
         monkeypatch.setenv(FOLDER_VARIABLE, str(moved))
         assert load_codec(tmp_path / "codec").identity == codec.identity
-        make_vae(other, seed=5)
+        write_wan_vae(other, seed=5)
         monkeypatch.setenv(FOLDER_VARIABLE, str(other))
         with pytest.raises(ValueError, match="refers to"):
             load_codec(tmp_path / "codec")
@@ -234,6 +219,17 @@ def test_identity_is_of_weights_and_statistics_not_of_their_file(vae, folder, co
     config["latents_std"][3] *= 2
     (tmp_path / "again" / "config.json").write_text(json.dumps(config))
     assert WanCodec.load(tmp_path / "again").identity != codec.identity
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_in_several_files_and_in_half_precision(vae, codec, tmp_path, dtype):
+    write_wan_vae(tmp_path).to(dtype).save_pretrained(tmp_path / "pieces", max_shard_size="100KB")
+    assert len(list((tmp_path / "pieces").glob("*-of-*.safetensors"))) > 1
+    found = WanCodec.load(tmp_path / "pieces")
+    assert {weight.dtype for weight in found.vae.parameters()} == {torch.float32}
+    assert (found.identity == codec.identity) == (dtype == torch.float32)
+    rounded = {name: weight.to(dtype).float() for name, weight in vae.state_dict().items()}
+    assert all(torch.equal(weight, rounded[name]) for name, weight in found.vae.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -264,7 +260,7 @@ def test_broken_folders_and_a_missing_diffusers_say_what_to_do(vae, folder, code
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     content = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="safetensors: not readable"):
+    with pytest.raises(ValueError, match="safetensors: truncated or not.*download them again"):
         load_codec(tmp_path)
     with pytest.raises(ValueError, match="multiple of 8"):
         WanCodec.load(folder, tile=100)

@@ -8,55 +8,15 @@ import torch
 
 from contentv.model.text import load_text
 from contentv.model.text.sd3 import FOLDER_VARIABLE, SD3Text
+from tests.model.stand_ins import write_sd3_text
 
 CAPTIONS = ["a dog runs", "", "Two dogs, running over a long meadow! " * 20]
-LETTERS = "abcdefghijklmnopqrstuvwxyz,!"
-
-
-def make_clip(folder, number: str, width: int, projection: int) -> None:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-    # CLIP-G pads with another token than it ends with, as published.
-    pieces = ["<|startoftext|>", "<|endoftext|>", "!", *LETTERS[:-1], *(letter + "</w>" for letter in LETTERS)]
-    vocabulary = {piece: place for place, piece in enumerate(pieces)} | {"do": len(pieces), "dog</w>": len(pieces) + 1}
-    padding = {"pad_token": "!"} if number else {}
-    tokenizer = CLIPTokenizer(vocabulary, merges=[("d", "o"), ("do", "g</w>")], model_max_length=77, **padding)
-    tokenizer.save_pretrained(folder / f"tokenizer{number}")
-    config = CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        projection_dim=projection,
-        hidden_act="gelu" if number else "quick_gelu",
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2 if number else 1,
-    )
-    CLIPTextModelWithProjection(config).save_pretrained(folder / f"text_encoder{number}")
-
-
-def make_t5(folder) -> None:
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
-
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0), ("▁dog", -1.0)]
-    pieces += [(letter, -3.0) for letter in LETTERS]
-    T5TokenizerFast(pieces, extra_ids=0).save_pretrained(folder / "tokenizer_3")
-    config = T5Config(
-        vocab_size=len(pieces), d_model=40, d_kv=10, d_ff=48, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu"
-    )
-    # Two files and an index, as the published T5 has.
-    T5EncoderModel(config).save_pretrained(folder / "text_encoder_3", max_shard_size="20KB")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd3")
-    torch.manual_seed(0)
-    make_clip(folder, "", 12, 12)
-    make_clip(folder, "_2", 20, 20)
-    make_t5(folder)
+    write_sd3_text(folder)
     assert (folder / "text_encoder_3" / "model.safetensors.index.json").is_file()
     return folder
 
@@ -105,6 +65,11 @@ def test_captions_are_really_read(encoder):
     assert len(set(words)) == 4 and words[0] == 0
     assert encoder.t5.token_ids("dog")[0, :3].tolist() == [4, 1, 0]
     assert encoder.clips[0].token_ids("a")[0, -1] == 1 and encoder.clips[1].token_ids("a")[0, -1] == 2
+
+
+def test_loading_draws_no_bars(folder, capfd):
+    SD3Text.load(folder)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_empty_caption_is_computed_once(folder, monkeypatch):
