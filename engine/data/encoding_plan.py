@@ -21,7 +21,7 @@ WORK_FOLDER = "encoding"
 """Below the shard folder: the plan, and what has been done of it. It stays, as the record of where samples are from."""
 
 PLAN_FILE = "plan.json"
-FORMAT = "contentv-encoding-1"
+FORMAT = "contentv-encoding-2"
 """Raised whenever the same request would give other shards."""
 
 PART = 32
