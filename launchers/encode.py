@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..engine.data.buckets import Buckets
 from ..engine.data.encoding_plan import EncodingRequest
+from ..engine.data.manifest import SPLITS, UNVALIDATED
 from ..engine.writable import check_folder
 from .command_line import call, tell
 
@@ -43,6 +44,8 @@ def run(argv: Sequence[str]) -> int:
             f"this process: {done.clips} clips, {done.frames} frames in {done.seconds:.1f} s: "
             f"{done.clips / done.seconds:.2f} clips a second, {done.frames / done.seconds:.0f} frames a second"
         )
+    if SPLITS[1] not in counts:
+        tell(f"none is held out: encode more videos or a larger --held-out, or train with {UNVALIDATED}")
     if done.refused:
         reasons = ", ".join(f"{count} {kind}" for kind, count in done.refused.items())
         tell(f"not used: {reasons}; see {folder / REPORT_FILE}")
@@ -63,7 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="contentv encode", description=__doc__.split(": ", 1)[1])
     one = parser.add_argument
     one("videos", metavar="VIDEOS", help="a folder with videos or images, at any depth")
-    one("--captions", required=True, metavar="FILE", help=".csv or .jsonl with file, caption, begin, end")
+    one("--captions", required=True, metavar="FILE", help=".csv or .jsonl with file and caption, also begin, end")
     one("--codec", required=True, help="wan (its folder in CONTENTV_WAN), a codec's folder, or pca")
     one("--text", required=True, help="sd3 (its folder in CONTENTV_SD3), that folder, or minilm")
     one("--out", required=True, metavar="FOLDER", help="where the shards go: data.folder of a run")
@@ -75,7 +78,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     one("--windows", type=int, default=1, help="most samples from one clip; default: 1")
     one("--held-out", type=float, default=0.02, help="share of the videos kept for validation; default: 0.02")
     cores = len(os.sched_getaffinity(0))
-    one("--workers", type=int, default=cores, help="threads that decode; default: one a core")
+    one("--workers", type=int, default=cores, help="threads that decode, each a clip ahead; default: one a core")
     one("--json", action="store_true", help="print one JSON value on stdout")
     return parser.parse_args(argv)
 

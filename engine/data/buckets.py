@@ -61,7 +61,7 @@ class Buckets:
             raise ClipRefused(
                 "too short",
                 f"{seconds:.2f} s from first to last frame; {shortest} frames at {self.fps:g} a second need "
-                f"{self.seconds(shortest):.2f}",
+                f"{self.seconds(shortest):.2f}: add a smaller one to --frames",
             )
 
         def distance(size: tuple[int, int]) -> float:
@@ -69,7 +69,9 @@ class Buckets:
 
         rows, columns = min(self.sizes(), key=distance)
         if height < rows or width < columns:
-            raise ClipRefused("too small", f"{height} x {width} pixels; they would have to grow to {rows} x {columns}")
+            raise ClipRefused(
+                "too small", f"{height} x {width} pixels; they would have to grow to {rows} x {columns}: lower --size"
+            )
         return Bucket(max(fitting), rows, columns)
 
 

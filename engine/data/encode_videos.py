@@ -37,6 +37,7 @@ from .encoding_plan import WORK_FOLDER, EncodingRequest, Plan, PlannedClip, chec
 from .manifest import CODEC_FOLDER, MANIFEST_FILE, SPLITS, Manifest, read_manifest
 from .refusal import ClipRefused
 from .shard_writer import Sample, publish
+from .shards import ShardDataset
 from .source_video import Cut, cut, look, read_cut
 
 LOCK_FILE = "lock"
@@ -260,7 +261,7 @@ def _show(progress: Progress, encoder: Encoder, before: int, done: int) -> None:
 
 def _finish(folder: Path, plan: Plan, codec: Codec, text: TextEncoder) -> tuple[Manifest, dict[str, int]]:
     """Report and manifest, unless another process wrote them."""
-    parts = [finished_shards(number, folder / WORK_FOLDER) for number in range(len(plan.parts()))]
+    parts = [finished_shards(number, folder, folder / WORK_FOLDER) for number in range(len(plan.parts()))]
     rows = _report(plan, [line for _, lines in parts for line in lines])
     refused = _count(rows)
     if (folder / MANIFEST_FILE).exists():
@@ -277,9 +278,12 @@ def _reuse(folder: Path, wanted: Plan) -> Outcome:
     if kept is None:
         raise ValueError(f"{folder} holds shards that were not encoded from videos: choose another folder")
     check_same(folder, kept, wanted)
-    lines = [line for number in range(len(kept.parts())) for line in finished_shards(number, folder / WORK_FOLDER)[1]]
-    refused = _count(_report(kept, lines))
-    return Outcome(manifest=read_manifest(folder), refused=refused, reused=True, clips=0, frames=0, seconds=0.0)
+    parts = [finished_shards(number, folder, folder / WORK_FOLDER) for number in range(len(kept.parts()))]
+    refused = _count(_report(kept, [line for _, lines in parts for line in lines]))
+    manifest = read_manifest(folder)
+    ShardDataset(folder).empty_caption()
+    _check_identity(folder, "codec", manifest.codec_identity, saved_identity(folder / CODEC_FOLDER))
+    return Outcome(manifest=manifest, refused=refused, reused=True, clips=0, frames=0, seconds=0.0)
 
 
 def _report(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .encoding_plan import PlannedClip
-from .manifest import Bucket, SampleEntry, ShardEntry
+from .manifest import MANIFEST_FILE, Bucket, SampleEntry, ShardEntry
 from .shard_writer import Sample, Shard
 
 
@@ -37,7 +37,10 @@ class Part:
     def __init__(self, number: int, clips: Sequence[PlannedClip], folder: Path, journal: Any):
         self.number, self.clips, self.folder = number, clips, folder
         self._journal = journal
-        self.lines = _read_lines(journal)
+        journal.seek(0)
+        content = journal.read()
+        self.lines = _read_lines(content, Path(journal.name))
+        journal.truncate(content.rfind(b"\n") + 1)
         self._open: dict[tuple[str, Bucket], Shard] = {}
 
     @property
@@ -135,13 +138,21 @@ def lock(file: Any, *, wait: bool) -> bool:
     return True
 
 
-def finished_shards(number: int, work: Path) -> tuple[list[ShardEntry], list[dict[str, Any]]]:
-    """The shards of a finished part, and its lines, one a clip."""
-    with open(_journal_path(work, number), "rb") as journal:
-        *clips, last = _read_lines(journal)
+def finished_shards(number: int, folder: Path, work: Path) -> tuple[list[ShardEntry], list[dict[str, Any]]]:
+    """The shards of a finished part, and its lines, one a clip. ValueError where some of that was lost since."""
+    journal = _journal_path(work, number)
+    lines = _read_lines(journal.read_bytes(), journal) if journal.is_file() else []
+    if not lines or "shards" not in lines[-1]:
+        raise ValueError(f"{journal} is not there, or not whole: {_again(journal)}")
+    *clips, last = lines
     shards = []
     for shard in last["shards"]:
-        key = [shard["split"], shard["bucket"]]
+        path, key = folder / shard["file"], [shard["split"], shard["bucket"]]
+        found = path.stat().st_size if path.is_file() else "no file"
+        if found != shard["bytes"]:
+            raise ValueError(
+                f"{path}: found {found}; expected {shard['bytes']} bytes: restore it, or {_again(journal)}"
+            )
         samples = [_entry(each) for line in clips if [line["split"], line["bucket"]] == key for each in line["samples"]]
         shards.append(ShardEntry(**{**shard, "bucket": Bucket(*shard["bucket"]), "samples": tuple(samples)}))
     return shards, clips
@@ -151,20 +162,19 @@ def _journal_path(work: Path, number: int) -> Path:
     return work / f"part-{number:05d}.jsonl"
 
 
-def _read_lines(journal: Any) -> list[dict[str, Any]]:
-    """Every whole line, checked against its crc32; half a line at the end, which a killed process left, is cut off."""
-    journal.seek(0)
-    content = journal.read()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        journal.truncate(end)
+def _read_lines(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """Every whole line, checked against its crc32; not the half at the end that a killed process left."""
     lines = []
-    for number, line in enumerate(content[:end].splitlines(), start=1):
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         crc32, _, payload = line.partition(b" ")
         if crc32 != b"%08x" % zlib.crc32(payload):
-            raise ValueError(f"{journal.name}: line {number} was altered: remove the file to encode its part again")
+            raise ValueError(f"{path}: line {number} was altered: {_again(path)}")
         lines.append(json.loads(payload))
     return lines
+
+
+def _again(journal: Path) -> str:
+    return f"remove {journal}, and {MANIFEST_FILE} if it is there, to encode that part again"
 
 
 def _entry(plain: dict[str, Any]) -> SampleEntry:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...parallel.durable import write_text
+from ...parallel.reading import read_json
 from .buckets import Buckets
 from .captions import CaptionRow, read_captions
-from .manifest import SPLITS
+from .manifest import LIMIT, SPLITS
 from .refusal import ClipRefused
 
 WORK_FOLDER = "encoding"
@@ -140,7 +141,7 @@ def read_plan(folder: Path) -> Plan | None:
         return None
     remedy = f"remove {folder} and encode again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, LIMIT)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
         plan = Plan(

@@ -30,6 +30,8 @@ WIDEST = 2**24
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "held_out")
+UNVALIDATED = "--trainer.validate-every 0"
+"""How to train where nothing is held out."""
 CODEC_FOLDER = "codec"
 """Subfolder with the codec itself, of shards as of a checkpoint."""
 

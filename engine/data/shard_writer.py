@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...model.codecs.codec import Codec
 from ...model.text.text import TextEncoder
-from ...parallel.durable import sync, sync_tree
+from ...parallel.durable import replacing, sync_tree
 from ...parallel.reading import file_sha256
 from .manifest import (
     CODEC_FOLDER,
@@ -96,8 +96,8 @@ def publish(folder: Path, shards: Iterable[ShardEntry], codec: Codec, text: Text
     tokens_BTW, pooled_BW = text.encode([""])
     empty = folder / EMPTY_CAPTION_FILE
     # Not safetensors' save_file: that makes files only their owner may read, and data folders are shared.
-    empty.write_bytes(save({"tokens": tokens_BTW[0].contiguous(), "pooled": pooled_BW[0].contiguous()}))
-    sync(empty)
+    with replacing(empty) as partial:
+        partial.write_bytes(save({"tokens": tokens_BTW[0].contiguous(), "pooled": pooled_BW[0].contiguous()}))
     sync_tree(folder / CODEC_FOLDER)
     manifest = Manifest(
         source=source,

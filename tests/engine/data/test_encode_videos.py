@@ -152,6 +152,25 @@ def test_a_part_goes_on_wherever_it_was_cut_off(videos, whole, tmp_path):
         assert outcome.clips == sum(b'"samples": [{' in line for line in lines[kept:])
 
 
+def test_what_was_lost_after_the_end_is_told_and_encoded_again(videos, whole, tmp_path):
+    """Before, the folder was called complete, and only the training met what it lacks."""
+    folder = shutil.copytree(whole[0], tmp_path / "shards")
+    journal, lost = folder / WORK_FOLDER / "part-00001.jsonl", next(folder.glob("*-00001.tar"))
+    lost.unlink()
+    with pytest.raises(ValueError, match=r"-00001.tar: found no file; expected \d+ bytes: restore it, or remove"):
+        run(videos, folder)
+    journal.unlink()
+    with pytest.raises(ValueError, match=f"part-00001.jsonl, and {MANIFEST_FILE} if it is there, to encode that part"):
+        run(videos, folder)
+    (folder / MANIFEST_FILE).unlink()
+    assert run(videos, folder).clips == 8 and content(folder) == content(whole[0])
+    for name in ("empty_caption.safetensors", "codec/codec.safetensors"):
+        (folder / name).rename(tmp_path / "aside")
+        with pytest.raises(ValueError, match=f"{name}.*no (file|such file)"):
+            run(videos, folder)
+        (tmp_path / "aside").rename(folder / name)
+
+
 def test_shards_shorter_than_their_journal_are_refused(videos, whole, tmp_path):
     folder, _ = whole
     copy = tmp_path / "copy"
@@ -164,7 +183,7 @@ def test_shards_shorter_than_their_journal_are_refused(videos, whole, tmp_path):
     with pytest.raises(ValueError, match="is shorter than what .* says was written: remove"):
         run(videos, copy)
     journal.write_text("nonsense\n")
-    with pytest.raises(ValueError, match="line 1 was altered: remove the file to encode"):
+    with pytest.raises(ValueError, match="line 1 was altered: remove .*part-00000.jsonl"):
         run(videos, copy)
 
 
@@ -231,14 +250,15 @@ def test_what_is_spoken_of_is_on_disk_before(videos, tmp_path, monkeypatch):
     def note(descriptor):
         fsync(descriptor)
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        synced.append((path.name, path.stat().st_size))
+        name = path.name.removeprefix(".").removesuffix(".partial")
+        synced.append((name, path.stat().st_size))
 
     monkeypatch.setattr(os, "fsync", note)
     run(videos, tmp_path)
     sizes = {path.name: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
     order = {
-        f".{MANIFEST_FILE}.partial": [name for name in sizes if name.endswith((".tar", ".jsonl", ".safetensors"))],
-        ".plan.json.partial": ["codec.json", "codec.safetensors"],
+        MANIFEST_FILE: [name for name in sizes if name.endswith((".tar", ".jsonl", ".safetensors"))],
+        "plan.json": ["codec.json", "codec.safetensors"],
         "part-00001.jsonl": [name for name in sizes if name.endswith("-00001.tar")],
     }
     for name, earlier in order.items():
@@ -317,3 +337,12 @@ def test_the_command(videos, whole, capsys):
     facts = json.loads(printed.out)
     assert facts["reused"] and facts["samples"] == outcome.manifest.counts() and facts["refused"] == outcome.refused
     assert "not used: 1 black, 2 no caption" in printed.err and "report.csv" in printed.err
+
+
+def test_one_video_leaves_nothing_held_out_and_the_command_says_so(tmp_path, capsys):
+    write_levels(tmp_path / "0.mp4", 12)
+    (tmp_path / "captions.csv").write_text("file,caption\n0.mp4,a wall\n")
+    assert encode.main(command(tmp_path, tmp_path / "shards")[1:]) == 0
+    assert "none is held out: encode more videos" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no sample of split 'held_out'.* or train with --trainer.validate-every 0"):
+        ShardDataset(tmp_path / "shards", "held_out")
