@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal, get_args
 from tyro.conf import Suppress
 
 from ..kernels.config import KernelConfig
-from ..model.config import FlowConfig, ModelConfig
+from ..model.config import FlowConfig, ModelConfig, Recompute
 from ..parallel.config import ParallelConfig
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
-Recompute = Literal["none", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,10 @@ class TrainerConfig:
     precision: Precision = "fp32"
     """Of weights, activations and gradients on the device; bf16 keeps fp32 master weights."""
     recompute: Recompute = "none"
-    """full: keep only each block's input and run its forward again in the backward pass."""
+    """full: keep only each block's input and run its forward again in the backward pass; selective: keep all but what
+    the MLPs make on the way, which is the widest."""
+    recompute_blocks: int = 0
+    """How many blocks of each pipeline run recompute, the first ones; 0: all of them."""
     threads: int = 0
     """CPU threads a process computes with; 0: what torch chooses."""
     peak_tflops: float = 0.0
@@ -113,7 +115,7 @@ class TrainerConfig:
     def __post_init__(self):
         _choice("trainer", self, precision=Precision, recompute=Recompute)
         _at_least("trainer", self, max_steps=1, global_batch=1, micro_batch=1, checkpoint_every=1, log_every=1)
-        _at_least("trainer", self, keep_checkpoints=0, validate_every=0, threads=0, peak_tflops=0)
+        _at_least("trainer", self, keep_checkpoints=0, validate_every=0, recompute_blocks=0, threads=0, peak_tflops=0)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"trainer.seed is {self.seed}; it must lie from 0 to 2^63 - 1")
 
@@ -160,6 +162,8 @@ class RunConfig:
             ValueError: the layout does not fit the world, or the global batch does not split evenly.
         """
         data_size = self.parallel.data_size(world)
+        model = self.model
+        self.parallel.check_model(layers=model.layers, heads=model.heads, width=model.width, mlp_width=model.mlp_width)
         together = self.trainer.micro_batch * data_size
         if self.trainer.global_batch % together:
             raise ValueError(
@@ -167,7 +171,14 @@ class RunConfig:
                 f"trainer.micro_batch {self.trainer.micro_batch} take {together} samples at once, which does "
                 "not divide it: lower micro_batch, or choose a global batch that is a multiple"
             )
-        return self.trainer.global_batch // together
+        count = self.trainer.global_batch // together
+        if self.parallel.virtual_pipeline > 1 and count % self.parallel.pipeline:
+            raise ValueError(
+                f"a step has {count} microbatches (trainer.global_batch {self.trainer.global_batch} over {data_size} "
+                f"data-parallel ranks, {self.trainer.micro_batch} at once); with parallel.virtual_pipeline they must "
+                f"be a multiple of parallel.pipeline, {self.parallel.pipeline}: change batch or layout"
+            )
+        return count
 
 
 def _at_least(section: str, config: Any, **lowest: float) -> None:

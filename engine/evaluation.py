@@ -16,7 +16,7 @@ from .data.encode import mean_codec_psnr
 from .data.manifest import Bucket
 from .data.shards import ShardDataset
 from .metrics import read_metrics
-from .probe import probe_loss
+from .probe import directly, probe_loss
 from .resume_evidence import REPEATED_STEPS, RESUMED, UNDISTURBED
 from .run_files import METRICS_FILE
 from .sampling import (
@@ -130,7 +130,7 @@ def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, datasets: tuple[Sha
         for dataset in datasets:
             ids = _ids(dataset)
             show = progress(f"{title}, {dataset.split}", math.ceil(len(ids) / batch), "batch")
-            losses.append(float(probe_loss(model, dataset, ids, mesh, kernels, batch=batch, progress=show)))
+            losses.append(float(probe_loss(directly(model), dataset, ids, mesh, kernels, batch=batch, progress=show)))
         results.append(losses)
     return results
 

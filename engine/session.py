@@ -11,6 +11,7 @@ from ..kernels.registry import KernelSet, choose
 from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
+from ..model.stages import stages
 from ..model.weights import Source, drawn, joined
 from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
@@ -120,8 +121,20 @@ def build_training(
     """Model in its gradient buffers and optimizer around it, weights unset; `average` False: without their average."""
     shape = Shape(layers=config.model.layers, width=config.model.width, heads=config.model.heads)
     dtype = DTYPES[config.trainer.precision]
-    module = build(config.model, mesh, kernels, dtype=dtype, recomputed=config.trainer.recompute)
-    model = DataParallel(module, mesh, shape, dtype)
+    runs = stages(config.model, config.parallel.stages)
+    modules = [
+        build(
+            config.model,
+            mesh,
+            kernels,
+            dtype=dtype,
+            recomputed=config.trainer.recompute,
+            recomputed_blocks=config.trainer.recompute_blocks,
+            stage=runs[number],
+        )
+        for number in mesh.stages
+    ]
+    model = DataParallel(modules, mesh, shape, dtype)
     settings = adamw_settings(config.optimizer)
     return model, Optimizer(model, settings if average else replace(settings, ema_decay=None), kernels)
 
@@ -129,7 +142,8 @@ def build_training(
 def set_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig, source: Source | None = None) -> None:
     """What model and optimizer start from: published weights, or those drawn as the configuration says."""
     source = source or drawn(config.model, config.trainer.seed)
-    optimizer.start_from(joined(model.module, config.model, source))
+    for module in model.modules:
+        optimizer.start_from(joined(module, config.model, source))
 
 
 def adamw_settings(config: OptimizerConfig) -> AdamWSettings:

@@ -77,6 +77,26 @@ def count_operations(
     return StepOperations(forward=forward, backward=backward, recomputed=recomputed)
 
 
+def count_block_operations(config: ModelConfig, layer: int, *, video_tokens: int, text_tokens: int) -> int:
+    """Of one block's forward over one sample: what stages of a pipeline are balanced by."""
+    last = layer == config.layers - 1
+    streams = {"video": video_tokens, "text": text_tokens, "sample": 1}
+    matrices = _block("", config, last=last).items()
+    products = sum(2 * streams[_rows_of(name)] * prod(shape) for name, shape in matrices if len(shape) > 1)
+    queries = video_tokens if last else video_tokens + text_tokens
+    return products + 4 * queries * (video_tokens + text_tokens) * config.width
+
+
+def count_end_operations(config: ModelConfig, *, video_tokens: int, text_tokens: int) -> tuple[int, int]:
+    """Of one sample's forward in front of the first block, and behind the last."""
+    streams = {"video": video_tokens, "text": text_tokens, "sample": 1}
+    ends = [0, 0]
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) > 1 and not name.startswith("transformer_blocks."):
+            ends[name.startswith(("norm_out.", "proj_out."))] += 2 * streams[_rows_of(name)] * prod(shape)
+    return ends[0], ends[1]
+
+
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of the published layout, name -> shape, in the order of the forward pass."""
     width = config.width

@@ -48,7 +48,8 @@ def load(folder: Path, model: DataParallel, optimizer: Optimizer) -> None:
     """Sets weights, masters, moments and average from a checkpoint of any layout."""
     content = _content(model, optimizer, is_loading=True)
     loaded = dist_checkpointing.load(content, str(folder / TENSORS), strict=StrictHandling.RAISE_ALL)
-    model.module.load_state_dict(loaded["model"])
+    for number, module in enumerate(model.modules):
+        module.load_state_dict(loaded[f"model{number}"])
     optimizer.sharded.load_state_dict(loaded["optimizer"])
 
 
@@ -78,9 +79,11 @@ def plain_tensors(folder: Path, mesh: Mesh) -> dict[str, torch.Tensor]:
 
 def _content(model: DataParallel, optimizer: Optimizer, *, is_loading: bool) -> dict:
     metadata = _metadata(model.mesh)
-    weights = model.module.sharded_state_dict(metadata=metadata)
+    weights = {
+        f"model{number}": module.sharded_state_dict(metadata=metadata) for number, module in enumerate(model.modules)
+    }
     states = optimizer.sharded.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
-    return {"model": weights, "optimizer": states}
+    return {**weights, "optimizer": states}
 
 
 def _metadata(mesh: Mesh) -> dict:

@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     # Without transformer-engine and apex megatron says at import that it uses torch's own kernels; ours replace them.
     warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
     from megatron.core.dist_checkpointing.strategies.filesystem_async import _get_write_results_queue
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import (
@@ -33,7 +33,11 @@ with warnings.catch_warnings():
         RowParallelLinear,
         set_tensor_model_parallel_attributes,
     )
-    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+    from megatron.core.tensor_parallel.mappings import (
+        all_gather_last_dim_from_tensor_parallel_region,
+        copy_to_tensor_model_parallel_region,
+        gather_from_tensor_model_parallel_region,
+    )
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -55,12 +59,15 @@ __all__ = [
     "ModelType",
     "RowParallelLinear",
     "ShardedTensor",
+    "ShardedTensorFactory",
     "StrictHandling",
     "TransformerConfig",
     "_get_write_results_queue",
+    "all_gather_last_dim_from_tensor_parallel_region",
     "copy_to_tensor_model_parallel_region",
     "dist_checkpointing",
     "finalize_model_grads",
+    "gather_from_tensor_model_parallel_region",
     "get_forward_backward_func",
     "parallel_state",
     "set_tensor_model_parallel_attributes",

@@ -126,10 +126,10 @@ def test_weights_are_functions_of_seed_and_name_alone(mesh, initialisation):
 def test_recomputing_changes_no_bit_of_loss_and_gradients(mesh, dtype, position):
     config = replace(SMALL, initialisation="normal", position=position)
     results = []
-    for recomputed in ("none", "full"):
+    for recomputed in ("none", "full", "selective"):
         model = initialised(config, mesh, seed=5, dtype=dtype, recomputed=recomputed)
         calls = []
-        model.blocks[1].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model.blocks["1"].text.up.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         inputs = batch(config)
         loss = model(*inputs).float().square().mean()
         loss.backward()

@@ -88,7 +88,7 @@ def test_pieces_of_tensors_are_read_as_the_whole_has_them(pieces):
     source = published.open_folder(pieces).tensor
     for name, shape in parameter_shapes(CONFIG).items():
         for dim in (dim for dim in range(min(len(shape), 2)) if shape[dim] % 2 == 0):
-            piece = Piece(dim=dim, index=1, count=2)
+            piece = Piece(dim=dim, begin=1, end=2, count=2)
             assert torch.equal(source(name, piece), whole[name][piece.bounds(shape)]), name
 
 
@@ -99,7 +99,7 @@ def test_a_piece_is_all_that_reaches_memory(tmp_path):
     published.write_tensors(tmp_path, ((name, torch.ones(shape)) for name, shape in shapes.items()), config)
     source, size = published.open_folder(tmp_path).tensor, 4 * 16 * 2**21
     before = resident()
-    rows = source("context_embedder.weight", Piece(dim=0, index=2, count=4))
+    rows = source("context_embedder.weight", Piece(dim=0, begin=2, end=3, count=4))
     assert rows.sum() == 4 * 2**21
     assert 0.25 * size < resident() - before + 2**20 and resident() - before < 0.4 * size
 

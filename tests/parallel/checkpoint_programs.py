@@ -81,11 +81,11 @@ def weights_alone(*, folder: str, precision: str) -> dict:
     for step in (1, 2, 3):
         take_step(model, optimizer, step, GLOBAL_BATCH // mesh.data_size)
     checkpoint.save(Path(folder), model, optimizer, lambda _partial: None)
-    trained = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
     expected = {False: trained, True: optimizer.averaged()}
     wrong = []
     for averaged in (False, True):
-        module = build(MODEL, mesh, choose("cpu"), dtype=model.module.dtype)
+        module = build(MODEL, mesh, choose("cpu"), dtype=model.modules[0].dtype)
         _fill_with_nan(module)
         checkpoint.load_weights(Path(folder), module, averaged=averaged)
         for name, parameter in module.named_parameters():
@@ -123,7 +123,7 @@ def loaded_is_complete(*, folder: str) -> dict:
 def _state(model, optimizer) -> dict[str, torch.Tensor]:
     """This rank's share of everything, under telling names."""
     inner = optimizer.sharded.optimizer
-    state = {f"weight {name}": parameter.detach().clone() for name, parameter in model.module.named_parameters()}
+    state = {f"weight {name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
     masters = [master for group in inner.param_groups for master in group["params"]]
     for index, master in enumerate(masters):
         state[f"master {index}"] = master.detach().clone()
