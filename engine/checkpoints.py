@@ -1,7 +1,8 @@
 """The checkpoints of a run: where they lie, what each says of itself, which are kept, which a run may go on from.
 
 checkpoints/step-00000050/
-    checkpoint.json   step, global sample index, kernels, codec and text identity (`CheckpointFacts`)
+    checkpoint.json   step, global sample index, kernels, codec and text identity (`CheckpointFacts`), size and sha256
+                      of every other file, and its own digest
     config.yaml       the resolved configuration that made it
     codec/            the codec itself, so that samples need no shards
     tensors/          weights, optimizer, average: megatron-core's dist_checkpointing
@@ -11,15 +12,18 @@ import json
 import re
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from ..parallel.reading import file_sha256, read_json, shown
 from . import config_yaml
 from .config import RunConfig
-from .data.manifest import CODEC_FOLDER, TextEntry
+from .data.manifest import CODEC_FOLDER, TextEntry, digest_of
+from .plain import build
 
 FOLDER = "checkpoints"
 FACTS_FILE = "checkpoint.json"
-FORMAT = "contentv-checkpoint-1"
+TENSORS_FOLDER = "tensors"
+FORMAT = "contentv-checkpoint-2"
 REMEDY = "restore it, or remove the checkpoint's folder to go on from the one before it"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
@@ -38,6 +42,13 @@ class CheckpointFacts:
     text: TextEntry
     clip_size: tuple[int, int, int]
     """Frames, height, width in pixels of the largest bucket: what a sample is by default."""
+
+    def __post_init__(self):
+        for name in ("step", "sample_index"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if min(self.clip_size) < 1:
+            raise ValueError(f"clip_size is {list(self.clip_size)}; it must be of sizes above 0")
 
 
 class CheckpointFolder:
@@ -66,42 +77,107 @@ class CheckpointFolder:
             shutil.rmtree(self.path(step))
 
 
-def write_facts(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_folder: Path) -> None:
-    """The small files of a checkpoint that is being written in `folder`."""
+def write_facts(
+    folder: Path, digests: dict[str, str], *, facts: CheckpointFacts, config: RunConfig, codec_folder: Path
+) -> None:
+    """The small files of a checkpoint that is being written in `folder`.
+
+    `digests` are those of the files below tensors/ that other ranks have hashed; the rest, all small, is hashed here.
+    """
     shutil.copytree(codec_folder, folder / CODEC_FOLDER)
     config_yaml.save(config, folder)
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    content = {"format": FORMAT, **asdict(facts), "files": sizes}
+    known = {f"{TENSORS_FOLDER}/{name}": digest for name, digest in digests.items()}
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": known.get(name) or file_sha256(folder / name)}
+        for name in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    }
+    # Through JSON once, so that tuples are lists as they will be when the digest is checked on reading.
+    content = json.loads(json.dumps({"format": FORMAT, **asdict(facts), "files": files}))
+    content["digest"] = digest_of(content)
     (folder / FACTS_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_facts(folder: Path) -> CheckpointFacts:
-    """What checkpoint.json says; ValueError naming the file that is broken, missing or cut short, and the remedy."""
+    """What checkpoint.json says, after every file's size, and the digest of all but the tensors, were compared with it.
+
+    Raises:
+        ValueError: names the file that is broken, missing or cut short, and the remedy.
+    """
+    content = _read_content(folder)
+    _check_files(folder, content["files"])
+    return _facts(folder / FACTS_FILE, content)
+
+
+def tensor_digests(folder: Path) -> dict[str, str]:
+    """Name of each file below tensors/ -> its sha256 (hex): what `parallel.checkpoint.verify` compares."""
+    files = _read_content(folder)["files"]
+    return {
+        name.removeprefix(f"{TENSORS_FOLDER}/"): record["sha256"]
+        for name, record in files.items()
+        if name.startswith(f"{TENSORS_FOLDER}/")
+    }
+
+
+def _read_content(folder: Path) -> dict:
+    """checkpoint.json with its own digest checked and every file's record well formed."""
     path = folder / FACTS_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values.pop("format")
-        if found != FORMAT:
-            raise ValueError(f"{path}: format is {found!r}; this version reads {FORMAT!r}")
-        values["text"] = TextEntry(**values["text"])
-        values["clip_size"] = tuple(values["clip_size"])
-        _check_files(folder, values.pop("files"))
-        return CheckpointFacts(**values)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a checkpoint's facts ({type(error).__name__}: {error}); {REMEDY}") from None
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if found != FORMAT:
+        raise ValueError(
+            f"{path}: format is {found!r}; this version reads {FORMAT!r}: go on with the version that wrote it, or "
+            "move the run away and start again"
+        )
+    if content.get("digest") != digest_of(content):
+        raise ValueError(f"{path}: found digest {digest_of(content)}; expected {content.get('digest')}: {REMEDY}")
+    files = content.get("files")
+    for name, record in files.items() if isinstance(files, dict) else [("files", files)]:
+        parts = PurePosixPath(name).parts
+        inside = bool(parts) and ".." not in parts and not name.startswith("/") and "\0" not in name
+        kinds = {key: type(value) for key, value in record.items()} if isinstance(record, dict) else {}
+        if not inside or kinds != {"bytes": int, "sha256": str}:
+            raise ValueError(
+                f"{path}: files says {shown(name)}: {shown(record)}; expected bytes and sha256 of a file in this "
+                f"folder: {REMEDY}"
+            )
+    return content
 
 
-def _check_files(folder: Path, sizes: dict[str, int]) -> None:
-    """Finds what an interrupted copy leaves out or cuts short, which megatron would only find half way."""
-    for name, expected in sizes.items():
-        path = folder / name
+def _facts(path: Path, content: dict) -> CheckpointFacts:
+    """The fields of checkpoint.json, each of its type and possible."""
+    plain = {name: value for name, value in content.items() if name not in ("format", "files", "digest")}
+    try:
+        return build(CheckpointFacts, plain, "", str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}: {REMEDY}") from None
+
+
+def _check_files(folder: Path, files: dict[str, dict]) -> None:
+    """Finds what an interrupted copy leaves out or cuts short, and what changed in the files anything is read from.
+
+    The tensors' digests are `parallel.checkpoint.verify`'s to compare, by all ranks together.
+    """
+    for name, record in files.items():
+        path, expected = folder / name, record["bytes"]
         found = path.stat().st_size if path.is_file() else "no file"
         if found != expected:
             raise ValueError(f"{path}: found {found}; expected {expected} bytes: {REMEDY}")
+    for name, record in files.items():
+        if not name.startswith(f"{TENSORS_FOLDER}/") and file_sha256(folder / name) != record["sha256"]:
+            raise ValueError(f"{folder / name}: not the bytes this checkpoint was written with (by sha256): {REMEDY}")
 
 
 def check_resume(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_identity: str, text: TextEntry) -> None:
     """Refuses a configuration or data that would go on with another model, other samples or another number format."""
+    name = STEP_NAME.fullmatch(folder.name)
+    if name and int(name[1]) != facts.step:
+        raise ValueError(
+            f"{folder} holds a checkpoint of step {facts.step}: give the folder that step's name, or remove it to go "
+            "on from the one before it"
+        )
     before = config_yaml.load(folder / config_yaml.CONFIG_FILE)
     fixed = {
         "model": lambda run: run.model,
@@ -115,6 +191,11 @@ def check_resume(folder: Path, facts: CheckpointFacts, config: RunConfig, codec_
                 f"{folder} was made with {name} {_plain(read(before))}, but this run says {_plain(read(config))}: go "
                 "on with the former, or choose another run.folder"
             )
+    if facts.sample_index % config.trainer.global_batch:
+        raise ValueError(
+            f"{folder / FACTS_FILE}: sample_index is {facts.sample_index}; it must be a multiple of "
+            f"trainer.global_batch, {config.trainer.global_batch}: {REMEDY}"
+        )
     check_data(folder, facts, config.data.folder, codec_identity, text)
     wishes = config.kernels.wishes()
     for op, backend in facts.kernels.items():

@@ -14,6 +14,9 @@ from tyro.conf import Suppress
 from ..kernels.config import KernelConfig
 from ..model.config import FlowConfig, ModelConfig, Recompute
 from ..parallel.config import ParallelConfig
+from ..parallel.reading import shown
+
+LONGEST_PATH = 4000
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
@@ -31,6 +34,7 @@ class RunFolderConfig:
     def __post_init__(self):
         if not self.folder:
             raise ValueError("run.folder is empty; name a folder, for example runs/quickstart")
+        _path("run", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class DataConfig:
     def __post_init__(self):
         if not self.folder:
             raise ValueError("data.folder is empty; name a shard folder, for example data/quickstart/shards")
+        _path("data", self)
         _at_least("data", self, held_out_samples=0)
 
 
@@ -116,8 +121,8 @@ class TrainerConfig:
         _choice("trainer", self, precision=Precision, recompute=Recompute)
         _at_least("trainer", self, max_steps=1, global_batch=1, micro_batch=1, checkpoint_every=1, log_every=1)
         _at_least("trainer", self, keep_checkpoints=0, validate_every=0, recompute_blocks=0, threads=0, peak_tflops=0)
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"trainer.seed is {self.seed}; it must lie from 0 to 2^63 - 1")
+        _at_most("trainer", self, global_batch=2**20, micro_batch=2**20, threads=4096)
+        _seed("trainer", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +139,13 @@ class SampleConfig:
     """Of the initial noise."""
 
     def __post_init__(self):
-        _at_least("sample", self, steps=1, guidance=0, seed=0)
+        _at_least("sample", self, steps=1, guidance=0)
+        _at_most("sample", self, steps=10_000, guidance=1e6)
+        _seed("sample", self)
         if not (isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"sample.fps is {self.fps}; it must be a finite number above 0")
+        if not 0.01 <= self.fps <= 1000:
+            raise ValueError(f"sample.fps is {self.fps}; it must be from 0.01 to 1000: no video file holds another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +193,29 @@ class RunConfig:
 def _at_least(section: str, config: Any, **lowest: float) -> None:
     for name, least in lowest.items():
         value = getattr(config, name)
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"{section}.{name} is {shown(value)}; it must be below 2^63")
         if not (isfinite(value) and value >= least):
             raise ValueError(f"{section}.{name} is {value}; it must be a finite number of at least {least}")
+
+
+def _at_most(section: str, config: Any, **highest: float) -> None:
+    for name, most in highest.items():
+        if getattr(config, name) > most:
+            raise ValueError(f"{section}.{name} is {getattr(config, name)}; it must be at most {most}")
+
+
+def _seed(section: str, config: Any) -> None:
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"{section}.seed is {shown(config.seed)}; it must be from 0 to 2^63 - 1")
+
+
+def _path(section: str, config: Any) -> None:
+    if "\0" in config.folder or len(config.folder) > LONGEST_PATH:
+        raise ValueError(
+            f"{section}.folder is {shown(config.folder)}; it must be a path without NUL, of at most {LONGEST_PATH} "
+            "characters"
+        )
 
 
 def _choice(section: str, config: Any, **kinds: Any) -> None:

@@ -3,18 +3,44 @@
 A run keeps its resolved configuration as config.yaml in its folder; `contentv train PATH/config.yaml` runs it again.
 """
 
-import difflib
-import math
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from ..parallel.durable import write_text
+from ..parallel.reading import read_text, shown
 from .config import RunConfig
+from .plain import build
 
 CONFIG_FILE = "config.yaml"
+LIMIT = 2**20
+"""Bytes of a configuration; a whole one has two thousand."""
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without anchors (a few lines of them can mean terabytes), tags (other types) or a key twice in a mapping."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.YAMLError(f"anchors are not taken (&name, *name; {_place(event)}): write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError(f"tags are not taken ({event.tag}; {_place(event)}): write the value alone")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [key.value for key in keys]
+        for place, key in enumerate(keys):
+            if key.value in names[:place]:
+                raise yaml.YAMLError(f"the key {shown(key.value)} is there twice ({_place(key)}): leave one")
+        return super().construct_mapping(node, deep)
+
+
+def _place(part: Any) -> str:
+    return f"line {part.start_mark.line + 1}"
 
 
 def to_plain(config: Any) -> Any:
@@ -35,7 +61,7 @@ def from_plain(plain: Any, source: str = "configuration") -> RunConfig:
     Raises:
         ValueError: an unknown or missing key, a value of the wrong type, or one that its class refuses.
     """
-    return _build(RunConfig, plain, "", source)
+    return build(RunConfig, plain, "", source)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -53,11 +79,7 @@ def load(path: str | Path) -> RunConfig:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not there; name a YAML file, for example the {CONFIG_FILE} of a run")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); name a YAML file") from error
-    return from_yaml(text, str(path))
+    return from_yaml(_read(path), str(path))
 
 
 def first_difference(path: Path, config: RunConfig, aside: str) -> tuple[str, Any, Any] | None:
@@ -66,7 +88,7 @@ def first_difference(path: Path, config: RunConfig, aside: str) -> tuple[str, An
     The section `aside` is left out. Files of other versions are read too: a key that one side lacks is "nothing" there.
     Raises ValueError for text that is no YAML.
     """
-    found = _flat("", _parse(path.read_text(encoding="utf-8"), str(path)))
+    found = _flat("", _parse(_read(path), str(path)))
     wanted = _flat("", to_plain(config))
     for key in [*wanted, *found]:
         values = found.get(key, "nothing"), wanted.get(key, "nothing")
@@ -83,11 +105,23 @@ def _flat(key: str, plain: Any) -> dict[str, Any]:
     return {path: value for values in below for path, value in values.items()}
 
 
+def _read(path: Path) -> str:
+    try:
+        return read_text(path, LIMIT)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); name a YAML file") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no configuration: {error}; name a YAML file") from None
+
+
 def _parse(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not plain YAML: {' '.join(str(error).split())}") from error
+        return yaml.load(text, PlainLoader)  # noqa: S506 - a SafeLoader that takes less
+    # PyYAML's own constructors raise ValueError too: for 2001-99-99, or a number of 5000 digits.
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{source} is not plain YAML: {' '.join(str(error).split())}: correct it") from error
+    except RecursionError:
+        raise ValueError(f"{source} is not plain YAML: it is nested too deeply; write it as {CONFIG_FILE} is") from None
 
 
 def save(config: RunConfig, folder: str | Path) -> Path:
@@ -95,71 +129,3 @@ def save(config: RunConfig, folder: str | Path) -> Path:
     path = Path(folder) / CONFIG_FILE
     write_text(path, to_yaml(config))
     return path
-
-
-def nearest(given: str, allowed: list[str]) -> str:
-    """A hint such as "; did you mean trainer.max_steps?", empty where nothing is near."""
-    close = difflib.get_close_matches(given, allowed, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _build(kind: Any, plain: Any, key: str, source: str) -> Any:
-    """`plain` as a value of type `kind`: one case for each kind of type that a configuration may use."""
-    if is_dataclass(kind):
-        return _build_dataclass(kind, plain, key, source)
-    if get_origin(kind) is tuple:
-        if not isinstance(plain, list):
-            raise _mistake(source, key, plain, "a list")
-        return tuple(_build(get_args(kind)[0], value, f"{key}[{index}]", source) for index, value in enumerate(plain))
-    if get_origin(kind) is Literal:
-        if plain not in get_args(kind):
-            raise _mistake(
-                source, key, plain, f"one of {', '.join(get_args(kind))}", nearest(str(plain), get_args(kind))
-            )
-        return plain
-    if kind is float:
-        return _build_float(plain, key, source)
-    assert kind in (bool, int, str), f"{key} has the type {kind}, which has no plain form"
-    if type(plain) is not kind:
-        raise _mistake(source, key, plain, {bool: "true or false", int: "a whole number", str: "a text"}[kind])
-    return plain
-
-
-def _build_dataclass(kind: Any, plain: Any, key: str, source: str) -> Any:
-    prefix = f"{key}." if key else ""
-    if not isinstance(plain, dict):
-        raise _mistake(source, key or "the whole file", plain, "a mapping of keys to values")
-    kinds = get_type_hints(kind)
-    unknown = [name for name in plain if name not in kinds]
-    if unknown:
-        raise ValueError(
-            f"{source}: unknown key {prefix}{unknown[0]}; {key or 'a run'} has the keys {', '.join(kinds)}"
-            f"{nearest(str(unknown[0]), list(kinds))}"
-        )
-    required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
-    missing = [name for name in required if name not in plain]
-    if missing:
-        raise ValueError(f"{source}: the key {prefix}{missing[0]} is missing and has no default; add it")
-    values = {name: _build(kinds[name], value, prefix + name, source) for name, value in plain.items()}
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _build_float(plain: Any, key: str, source: str) -> float:
-    # YAML 1.1 reads 1e-3 (no point) as a text; a person who writes it means the number.
-    if isinstance(plain, bool) or not isinstance(plain, (int, float, str)):
-        raise _mistake(source, key, plain, "a number")
-    try:
-        number = float(plain)
-    except ValueError:
-        raise _mistake(source, key, plain, "a number") from None
-    if math.isnan(number):
-        raise _mistake(source, key, plain, "a number")
-    return number
-
-
-def _mistake(source: str, key: str, plain: Any, allowed: str, hint: str = "") -> ValueError:
-    found = "nothing" if plain is None else f"{plain!r} ({type(plain).__name__})"
-    return ValueError(f"{source}: {key} is {found}; it must be {allowed}{hint}")

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from ..kernels.registry import choose
-from ..parallel.checkpoint import plain_tensors
+from ..parallel.checkpoint import VerifiedTensors, plain_tensors, verify
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
-from .checkpoints import CheckpointFolder, check_data
+from .checkpoints import CheckpointFolder, check_data, tensor_digests
 from .data.encode import mean_codec_psnr
 from .data.manifest import Bucket
 from .data.shards import ShardDataset
@@ -68,6 +68,7 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     if size not in train.buckets:
         there = ", ".join(map(str, train.buckets))
         raise ValueError(f"{found.folder} samples {size} pixels, but {train.folder} holds {there}: encode those again")
+    codec_psnr_db = _codec_psnr(train)
     mesh = build_mesh(ParallelConfig())
     resume_bit_equal = resume_is_bit_equal(run_folder, mesh)
     source = open_run(found, kind)
@@ -86,7 +87,7 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
         captions=len(captions),
         captions_matched=sum(near == caption for near, caption in zip(nearest, captions, strict=True)),
         resume_bit_equal=resume_bit_equal,
-        codec_psnr_db=mean_codec_psnr(train.folder),
+        codec_psnr_db=codec_psnr_db,
         samples=dict(zip(captions, source.codec.decode(latents).cpu(), strict=True)),
     )
 
@@ -108,22 +109,38 @@ def resume_is_bit_equal(run_folder: Path, mesh: Mesh) -> bool | None:
     compared = range(last - REPEATED_STEPS + 1, last + 1)
     if any(step not in ours or step not in theirs or ours[step] != theirs[step] for step in compared):
         return False
-    one, other = (plain_tensors(folder.path(last), mesh) for folder in (undisturbed, resumed))
+    one, other = (plain_tensors(_verified(folder.path(last), mesh), mesh) for folder in (undisturbed, resumed))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _codec_psnr(dataset: ShardDataset) -> float:
+    try:
+        return mean_codec_psnr(dataset.folder, dataset.split)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{dataset.folder}: a sample says nothing usable of its codec_psnr_db ({error}): encode the data again"
+        ) from error
+
+
+def _verified(folder: Path, mesh: Mesh) -> VerifiedTensors:
+    return verify(folder, tensor_digests(folder), mesh)
 
 
 def _losses(folder: Path) -> dict[int, tuple[float, float, float]]:
     lines = read_metrics(folder / METRICS_FILE)
-    return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines if "loss" in line}
+    return {
+        line["step"]: tuple(line.get(key) for key in ("loss", "grad_norm", "lr")) for line in lines if "loss" in line
+    }
 
 
 def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, datasets: tuple[ShardDataset, ...], progress):
     """Probe losses (training windows, held-out windows) of the trained and of the untrained model."""
+    stored = found.verify(mesh)
     kernels = choose(mesh.device.type, found.facts.kernels)
     batch = found.config.trainer.micro_batch
     results = []
     for title, model in (
-        ("probing the trained model", load_model(found, mesh, kernels, kind)),
+        ("probing the trained model", load_model(found, stored, mesh, kernels, kind)),
         ("probing the untrained model", untrained_model(found.config, mesh, kernels)),
     ):
         losses = []

@@ -30,9 +30,10 @@ def export_run(run: str | Path, folder: str | Path, kind: Literal["ema", "raw"])
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; export into a new or empty folder")
     mesh = build_mesh(ParallelConfig())
+    stored = found.verify(mesh)
     dtype = DTYPES["fp32" if kind == "ema" else found.config.trainer.precision]
     model = build(found.config.model, mesh, choose(mesh.device.type), dtype=dtype)
-    checkpoint.load_weights(found.folder, model, averaged=kind == "ema")
+    checkpoint.load_weights(stored, model, averaged=kind == "ema")
     model.save_pretrained(folder)
     return found.config.model
 

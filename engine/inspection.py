@@ -12,12 +12,15 @@ from ..model import published
 from ..model.codecs import load_codec
 from ..model.config import ModelConfig
 from ..model.cost import count_parameters, parameter_shapes
+from ..parallel.config import ParallelConfig
 from ..parallel.layers import WHOLE
+from ..parallel.mesh import build_mesh
 from .checkpoints import FACTS_FILE, CheckpointFolder
 from .config_yaml import to_plain
 from .data.manifest import MANIFEST_FILE
 from .data.shards import ShardDataset
-from .sampling import find_checkpoint
+from .sampling import open_checkpoint
+from .session import check_codec
 from .video import SheetRow, contact_sheet
 
 Facts = dict[str, Any]
@@ -41,7 +44,7 @@ def inspect(path: str | Path) -> Facts:
         return published_weights(folder)
     raise ValueError(
         f"{folder} holds no {MANIFEST_FILE} (latent shards), no checkpoints (a run), no {FACTS_FILE} (a checkpoint) "
-        "and no config.json (published weights)"
+        "and no config.json (published weights): give a folder that holds one of them"
     )
 
 
@@ -61,6 +64,7 @@ def shards(folder: Path) -> Facts:
             "captions": len(captions),
             "most_frequent": dict(list(captions.items())[:CAPTIONS]),
         }
+    check_codec(dataset)
     manifest = dataset.manifest
     return {
         "kind": "latent shards",
@@ -79,8 +83,9 @@ def run(folder: Path) -> Facts:
 
 
 def checkpoint(folder: Path) -> Facts:
-    """What it says of itself, its files' sizes compared with what it was written with."""
-    found = find_checkpoint(folder)
+    """What it says of itself, after every file's digest was compared with what it was written with."""
+    found = open_checkpoint(folder)
+    found.verify(build_mesh(ParallelConfig()))
     return {
         "kind": "checkpoint",
         "recipe": found.config.recipe,

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from ..model.config import Position
+from ..model import published
+from ..model.config import PATCH, ModelConfig, Position
 from ..model.cost import parameter_shapes
 from ..model.mmdit import MMDiT
+from ..model.weight_files import read_tensors
 from ..model.weights import published_tensors
 
+REMEDY = "give the golden file of these weights, or restore it"
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 INPUTS = ("x0", "noise", "x_t", "sigma", "encoder_hidden_states", "pooled_projections")
@@ -50,8 +51,9 @@ def compare(folder: str | Path, golden_file: str | Path, position: Position | No
     """All comparisons, in the golden file's own names. ValueError if either side is not what it should be."""
     golden_file = Path(golden_file)
     golden = read_golden(golden_file)
+    # Before the model is built and filled: all that its config.json says is enough for refusing.
+    _check_golden(golden_file, golden, published.open_folder(folder, position).config)
     model = MMDiT.from_pretrained(folder, position)
-    _check_golden(golden_file, golden, model)
     golden = {key: value.to(model.mesh.device) for key, value in golden.items()}
 
     loss = _loss(model, golden)
@@ -95,37 +97,41 @@ def _loss(model: MMDiT, golden: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def read_golden(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a golden file. ValueError if it is missing, truncated or no such file."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected golden values as safetensors") from None
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path}: truncated or not a safetensors file ({error})") from None
+    return read_tensors(path)
 
 
-def _check_golden(path: Path, golden: dict[str, torch.Tensor], model: MMDiT) -> None:
-    shapes = parameter_shapes(model.config)
+def _check_golden(path: Path, golden: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    shapes = parameter_shapes(config)
     required = [*INPUTS, "velocity", "loss", *(f"grad_norm.{name}" for name in shapes)]
     for key in required:
         if key not in golden:
             raise ValueError(
-                f"{path}: tensor {key} is missing; every parameter needs its grad_norm, and inputs are {INPUTS}"
+                f"{path}: tensor {key} is missing; every parameter needs its grad_norm, and inputs are "
+                f"{', '.join(INPUTS)}: {REMEDY}"
             )
     for key, axes in (("velocity", "[B, C, F, Y, X]"), ("encoder_hidden_states", "[B, T, W]")):
         if golden[key].dim() != axes.count(",") + 1:
-            raise ValueError(f"{path}: tensor {key} has shape {list(golden[key].shape)}; expected {axes}")
+            raise ValueError(f"{path}: tensor {key} has shape {list(golden[key].shape)}; expected {axes}: {REMEDY}")
+    if min(golden["velocity"].shape) < 1 or any(size % PATCH for size in golden["velocity"].shape[-2:]):
+        found = list(golden["velocity"].shape)
+        raise ValueError(f"{path}: tensor velocity has shape {found}; expected rows and columns even: {REMEDY}")
+    if golden["encoder_hidden_states"].shape[1] < 1:
+        raise ValueError(f"{path}: tensor encoder_hidden_states holds no token; expected one at least: {REMEDY}")
     for key, value in golden.items():
         kind, _, name = key.partition(".")
         if kind in ("grad", "grad_norm") and name not in shapes:
-            raise ValueError(f"{path}: {key} names no parameter of the model; expected one of its {len(shapes)} names")
-        expected = _expected_shape(key, golden, model, shapes)
+            raise ValueError(
+                f"{path}: {key} names no parameter of the model; expected one of its {len(shapes)} names: {REMEDY}"
+            )
+        expected = _expected_shape(key, golden, config, shapes)
         if tuple(value.shape) != expected:
-            raise ValueError(f"{path}: tensor {key} has shape {list(value.shape)}; expected {list(expected)}")
-        if not value.is_floating_point():
-            raise ValueError(f"{path}: tensor {key} is {value.dtype}; expected a floating-point type")
+            raise ValueError(f"{path}: tensor {key} has shape {list(value.shape)}; expected {list(expected)}: {REMEDY}")
+        if value.dtype != torch.float32 if key in INPUTS else not value.is_floating_point():
+            wanted = "torch.float32" if key in INPUTS else "a floating-point type"
+            raise ValueError(f"{path}: tensor {key} is {value.dtype}; expected {wanted}: {REMEDY}")
 
 
-def _expected_shape(key, golden, model, shapes) -> tuple[int, ...]:
+def _expected_shape(key, golden, config, shapes) -> tuple[int, ...]:
     """Of a known key; a key nobody reads may have any shape."""
     batch, _, frames, rows, columns = golden["velocity"].shape
     kind, _, name = key.partition(".")
@@ -134,11 +140,11 @@ def _expected_shape(key, golden, model, shapes) -> tuple[int, ...]:
     if kind in ("grad_norm", "loss"):
         return () if golden[key].dim() == 0 else (1,)
     if key in ("x0", "noise", "x_t", "velocity"):
-        return batch, model.config.channels, frames, rows, columns
+        return batch, config.channels, frames, rows, columns
     expected = {
         "sigma": (batch,),
         "timestep": (batch,),
-        "encoder_hidden_states": (batch, golden["encoder_hidden_states"].shape[1], model.config.text_width),
-        "pooled_projections": (batch, model.config.pooled_width),
+        "encoder_hidden_states": (batch, golden["encoder_hidden_states"].shape[1], config.text_width),
+        "pooled_projections": (batch, config.pooled_width),
     }
     return expected.get(key, tuple(golden[key].shape))

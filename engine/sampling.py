@@ -21,10 +21,11 @@ from ..model.mmdit import MMDiT, build
 from ..model.text import load_text
 from ..model.text.text import TextEncoder
 from ..parallel import checkpoint
+from ..parallel.checkpoint import VerifiedTensors
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
 from . import config_yaml
-from .checkpoints import FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts
+from .checkpoints import FACTS_FILE, CheckpointFacts, CheckpointFolder, read_facts, tensor_digests
 from .config import RunConfig, SampleConfig
 from .data.manifest import CODEC_FOLDER
 from .encoders import open_codec, open_text
@@ -71,6 +72,10 @@ class Checkpoint:
     facts: CheckpointFacts
     config: RunConfig
 
+    def verify(self, mesh: Mesh) -> VerifiedTensors:
+        """Its tensors, every file of them compared with its digest; ValueError names the one that differs."""
+        return checkpoint.verify(self.folder, tensor_digests(self.folder), mesh)
+
 
 def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
     """The checkpoint itself, or a run's last one; None if the folder is neither."""
@@ -79,11 +84,23 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Checkpoint | None:
         folder = CheckpointFolder(folder).latest()
         if folder is None:
             return None
+    return open_checkpoint(folder)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`; ValueError names what is missing or damaged."""
     return Checkpoint(folder, read_facts(folder), config_yaml.load(folder / config_yaml.CONFIG_FILE))
 
 
 def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
     """What a run samples with. ValueError if text encoder or codec are not those it was trained with."""
+    # First of all, since everything else takes seconds.
+    mesh = build_mesh(ParallelConfig())
+    stored = found.verify(mesh)
+    try:
+        check_clip_size(found.facts.clip_size)
+    except ValueError as error:
+        raise ValueError(f"{found.folder / FACTS_FILE}: clip_size: {error}") from None
     text = load_text(found.facts.text.kind, found.facts.text.tokens)
     if text.identity != found.facts.text.identity:
         raise ValueError(
@@ -96,15 +113,14 @@ def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
             f"{found.folder} was trained with codec {found.facts.codec_identity[:12]}, but its folder {CODEC_FOLDER} "
             f"holds {codec.identity[:12]}: restore it"
         )
-    mesh = build_mesh(ParallelConfig())
-    model = load_model(found, mesh, choose(mesh.device.type, found.facts.kernels), kind)
+    model = load_model(found, stored, mesh, choose(mesh.device.type, found.facts.kernels), kind)
     return SampleSource(model=model, flow=found.config.flow, codec=codec, text=text, clip_size=found.facts.clip_size)
 
 
-def load_model(found: Checkpoint, mesh: Mesh, kernels: KernelSet, kind: WeightsKind) -> MMDiT:
+def load_model(found: Checkpoint, stored: VerifiedTensors, mesh: Mesh, kernels: KernelSet, kind: WeightsKind) -> MMDiT:
     """The checkpoint's model in evaluation, with its averaged or its raw weights."""
     model = build(found.config.model, mesh, kernels, dtype=DTYPES[found.config.trainer.precision])
-    checkpoint.load_weights(found.folder, model, averaged=kind == "ema")
+    checkpoint.load_weights(stored, model, averaged=kind == "ema")
     return model.requires_grad_(False)
 
 

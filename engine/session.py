@@ -17,12 +17,15 @@ from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
 from ..parallel.training import DataParallel, Shape
-from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, write_facts
+from . import config_yaml
+from .checkpoints import FOLDER as CHECKPOINTS
+from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, tensor_digests, write_facts
 from .config import OptimizerConfig, RunConfig
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepBatches, StepLoader
-from .writable import check_folder
+from .run_files import METRICS_FILE, OUTCOME_FILE, TENSORBOARD_FOLDER
+from .writable import check_folder, check_places
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -85,18 +88,22 @@ def open_session(config: RunConfig) -> Session:
     mesh = build_mesh(config.parallel)
     config.micro_batches(mesh.world_size)
     check_folder("run.folder", config.run.folder)
+    files = config_yaml.CONFIG_FILE, METRICS_FILE, OUTCOME_FILE
+    check_places("run.folder", config.run.folder, files=files, folders=(CHECKPOINTS, TENSORBOARD_FOLDER))
     dataset = ShardDataset(config.data.folder)
     held_out = ShardDataset(config.data.folder, "held_out") if config.trainer.validate_every else None
     check_codec(dataset)
     check_widths(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
     last, facts = _resumable(config, dataset, checkpoints)
+    empty_caption = _empty_caption(dataset, mesh)
+    stored = checkpoint.verify(last, tensor_digests(last), mesh) if last else None
     kernels = choose(mesh.device.type, facts.kernels if facts else config.kernels.wishes())
     config = replace(config, kernels=KernelConfig(wish=tuple(f"{op}={name}" for op, name in kernels.choices().items())))
 
     model, optimizer = build_training(config, mesh, kernels)
-    if last:
-        checkpoint.load(last, model, optimizer)
+    if stored:
+        checkpoint.load(stored, model, optimizer)
     else:
         set_weights(model, optimizer, config)
     return Session(
@@ -106,7 +113,7 @@ def open_session(config: RunConfig) -> Session:
         dataset=dataset,
         held_out=held_out,
         loader=_loader(config, dataset, mesh),
-        flow=FlowMatching(config.flow, kernels, config.trainer.seed, _empty_caption(dataset, mesh)),
+        flow=FlowMatching(config.flow, kernels, config.trainer.seed, empty_caption),
         model=model,
         optimizer=optimizer,
         checkpoints=checkpoints,

@@ -22,10 +22,9 @@ from .config import OptimizerConfig, RunConfig
 from .hardware import Peak, Utilisation, peak_of
 from .metrics import MetricsWriter, TrainingStep
 from .probe import probe_loss
+from .run_files import OUTCOME_FILE
 from .session import Session, Training, open_session
 from .signals import StopSignals
-
-OUTCOME_FILE = "outcome.json"
 
 
 class NonFiniteError(ArithmeticError):

@@ -17,6 +17,15 @@ def check_folder(option: str, folder: str | Path) -> None:
         raise ValueError(f"{option} is {folder}, but {place} may not be written to: choose another place")
 
 
+def check_places(option: str, folder: str | Path, *, files: tuple[str, ...], folders: tuple[str, ...]) -> None:
+    """ValueError, naming `option`, where something else lies in `folder` under the names of its files and folders."""
+    for names, kind, fits in ((files, "file", Path.is_file), (folders, "folder", Path.is_dir)):
+        for name in names:
+            path = Path(folder) / name
+            if os.path.lexists(path) and not fits(path):
+                raise ValueError(f"{option} is {folder}, but {path} is no {kind}: remove it, or choose another place")
+
+
 def check_file(option: str, file: str | Path) -> None:
     """ValueError, naming `option`, where `file` is a folder, or lies where none can be written."""
     if Path(file).is_dir():

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from ..engine.config import RunConfig
-from ..engine.config_yaml import load, nearest
+from ..engine.config_yaml import load
+from ..engine.plain import nearest
 from .recipes import RECIPES
 
 MISTAKE = 2
-"""Exit status for what the user gave; 1 is left to Python's own, for what went wrong."""
+"""Exit status for what the user gave; 1 is for what went wrong, Python's own included."""
+FAILURE = 1
 DEBUG_VARIABLE = "CONTENTV_DEBUG"
 PACKAGE = __package__.partition(".")[0]
 
@@ -21,16 +23,36 @@ PACKAGE = __package__.partition(".")[0]
 def call(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a command's `main`; a ValueError that our own code raised becomes its message on stderr and status 2.
 
-    Every other exception keeps its traceback, a ValueError from inside another library included: nobody wrote that
-    one for the user. With CONTENTV_DEBUG=1 all of them do.
+    What the machine refuses (a full disk, a file one may not read, memory) becomes a message and status 1, wherever it
+    was raised. Every other exception keeps its traceback, a ValueError from inside another library included: nobody
+    wrote that one for the user. With CONTENTV_DEBUG=1 all of them do.
     """
     try:
         return main(argv)
-    except ValueError as error:
-        if os.environ.get(DEBUG_VARIABLE) == "1" or not _raised_here(error.__traceback__):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        told = _told(error)
+        if os.environ.get(DEBUG_VARIABLE) == "1" or told is None:
             raise
-        tell(f"error: {error}")
-        return MISTAKE
+        tell(f"error: {told}")
+        return MISTAKE if isinstance(error, ValueError) else FAILURE
+
+
+def _told(error: Exception) -> str | None:
+    """What a person is told of an exception; None where only its traceback says anything."""
+    if isinstance(error, ValueError):
+        return str(error) if _raised_here(error.__traceback__) else None
+    if isinstance(error, OSError):
+        names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        # Without a name it is a library's own affair (a socket, a thread), and the traceback says more.
+        return f"{names}: {error.strerror}: free what is missing, or give another place" if names else None
+    # torch has no class of its own for the host's memory: its allocator says "can't allocate memory".
+    said = str(error).strip()
+    if not isinstance(error, MemoryError) and "allocate memory" not in said and "out of memory" not in said:
+        return None
+    return (
+        f"this machine has not the memory for that ({said.splitlines()[0] if said else 'no size is known'}): take a "
+        "smaller model, batch or clip, or more processes"
+    )
 
 
 def tell(line: str) -> None:

@@ -38,7 +38,7 @@ def dispatch(argv: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         # Imported by those who need it: a known subcommand must reach its signal handlers first.
-        from ..engine.config_yaml import nearest
+        from ..engine.plain import nearest
 
         given = f"there is no subcommand {name!r}" if name else "no subcommand was given"
         print(f"error: {given}; choose one of {', '.join(COMMANDS)}{nearest(name, list(COMMANDS))}", file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.run_files import SUMMARY_FILE
+from ..parallel.reading import shown
 from .command_line import call
 
 MEASURED = ("seconds", "peak_rss_mib")
@@ -65,9 +66,13 @@ def recorded(folder: Path) -> dict[str, float | None]:
         return dict.fromkeys(MEASURED)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return {name: values.get(name) for name in MEASURED}
-    except (ValueError, AttributeError) as error:
+        measured = {name: values.get(name) for name in MEASURED}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON object ({error}): restore or remove it") from None
+    for name, value in measured.items():
+        if not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{path}: {name} is {shown(value)}; it must be a number: restore or remove it")
+    return measured
 
 
 @dataclass(frozen=True)

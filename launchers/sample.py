@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..engine.config import SampleConfig
 from ..engine.writable import check_file
+from ..parallel.reading import shown
 from .command_line import call, tell
 from .recipes import contentv_8b
 
@@ -38,6 +39,8 @@ def run(argv: Sequence[str]) -> int:
     bar = Progress("sampling", total=config.steps, unit="step")
     latents = sample_latents(source, [options.prompt], config, options.negative_prompt, bar.advance_to)
     bar.close()
+    if not latents.isfinite().all():
+        raise ValueError(f"the sample is not finite with --guidance {config.guidance:g}; nothing was written: lower it")
     write_mp4(options.out, source.codec.decode(latents)[0], config.fps)
     frames, height, width = source.clip_size
     tell(f"{options.out}: {frames} frames of {height} x {width}")
@@ -72,6 +75,11 @@ def check(options: argparse.Namespace) -> None:
     if Path(options.out).suffix != ".mp4":
         raise ValueError(f"--out is {options.out}; the file must end in .mp4")
     check_file("--out", options.out)
+    for name in ("prompt", "negative_prompt"):
+        text = getattr(options, name)
+        # Bytes of the command line that are no UTF-8 arrive as lone surrogates, which no tokenizer takes.
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"--{name.replace('_', '-')} is {shown(text)}, which is no UTF-8 text: write it in UTF-8")
     sampling(options, default_sampling())
 
 

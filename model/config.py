@@ -24,6 +24,10 @@ NORM_EPSILON = 1e-6
 
 ROPE_THETA = 10_000.0
 
+MOST_LAYERS = 4096
+WIDEST = 2**24
+"""Of every size but the layers. A hundred times what exists: a file that says more is damaged."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -48,8 +52,9 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("layers", "heads", "head_width", "text_width", "pooled_width", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+            most = MOST_LAYERS if name == "layers" else WIDEST
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1 and at most {most}")
         if self.position == "sincos3d" and self.width % 16:
             raise ValueError(
                 f"model.heads x model.head_width is {self.heads} x {self.head_width} = {self.width}; sincos3d "
@@ -105,13 +110,13 @@ class FlowConfig:
         for name in ("std", "shift"):
             if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"flow.{name} is {getattr(self, name)}; it must be a finite number above 0")
-        if self.shift_reference_tokens < 0:
+        if not 0 <= self.shift_reference_tokens < 2**63:
             raise ValueError(
                 f"flow.shift_reference_tokens is {self.shift_reference_tokens}; it must be 0 (a fixed shift) or a "
                 "number of video tokens"
             )
         if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"flow.caption_dropout is {self.caption_dropout}; it must lie from 0 to 1")
+            raise ValueError(f"flow.caption_dropout is {self.caption_dropout}; it must be from 0 to 1")
 
 
 def contentv_8b() -> ModelConfig:

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 
 from ..parallel.durable import replacing, write_text
 from ..parallel.layers import Piece
+from ..parallel.reading import shown
 from .config import PATCH, ModelConfig, Position
 from .cost import parameter_shapes
-from .weight_files import index_of, numbered, read_header, read_json, tensor_files
+from .weight_files import FLOATS, index_of, numbered, read_header, read_json, tensor_files
 from .weights import Source, published_tensors
 
 CLASS_NAME = "SD3Transformer3DModel"
@@ -30,6 +31,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 FILE_VALUES = 2**30
 """Values one file of weights holds at most, 4 GiB in fp32; a larger model is cut into several, with an index."""
+
+REMEDY = "restore the folder, or correct what was changed in it"
 
 FIXED = {"patch_size": PATCH, "dual_attention_layers": [], "qk_norm": "rms_norm"}
 """Keys of config.json that the ContentV transformer has only one value for."""
@@ -81,15 +84,18 @@ def read_config(path: Path, position: Position | None = None) -> ModelConfig:
     values = read_json(path, f"a published transformer's {CONFIG_FILE}")
     if values.get("_class_name") not in (CLASS_NAME, IMAGE_CLASS):
         found = values.get("_class_name")
-        raise ValueError(f"{path}: _class_name is {found!r}; expected {CLASS_NAME} or {IMAGE_CLASS}")
+        raise ValueError(f"{path}: _class_name is {shown(found)}; expected {CLASS_NAME} or {IMAGE_CLASS}: {REMEDY}")
     for key, expected in FIXED.items():
         if values.get(key, expected) != expected:
-            raise ValueError(f"{path}: {key} is {values[key]!r}; expected {expected!r}: this is not a ContentV model")
+            raise ValueError(
+                f"{path}: {key} is {shown(values[key])}; expected {expected!r}: this is not a ContentV model, give "
+                "another folder"
+            )
     sizes = {field: _positive(path, values, key) for key, field in SIZES.items()}
     width = sizes["heads"] * sizes["head_width"]
     for key, expected in (("caption_projection_dim", width), ("out_channels", sizes["channels"])):
         if values.get(key, expected) not in (expected, None):
-            raise ValueError(f"{path}: {key} is {values[key]!r}; expected {expected}")
+            raise ValueError(f"{path}: {key} is {shown(values[key])}; expected {expected}: {REMEDY}")
     try:
         return ModelConfig(**sizes, position=_position(path, values.get("position"), position))
     except ValueError as error:
@@ -175,19 +181,25 @@ def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: s
     headers = {path: read_header(path) for path in dict.fromkeys(files.values())}
     for name, shape in expected.items():
         if name not in files:
-            raise ValueError(f"{listing}: tensor {name} is missing; expected shape {list(shape)}")
+            raise ValueError(f"{listing}: tensor {name} is missing; expected shape {list(shape)}: {REMEDY}")
         found = headers[files[name]].get(name)
         if found is None:
-            raise ValueError(f"{files[name]}: tensor {name} is missing, which {listing.name} places here")
+            raise ValueError(f"{files[name]}: tensor {name} is missing, which {listing.name} places here: {REMEDY}")
         if found.shape != shape:
-            raise ValueError(f"{files[name]}: tensor {name} has shape {list(found.shape)}; expected {list(shape)}")
-        if not found.dtype.startswith(("F", "BF")):
-            raise ValueError(f"{files[name]}: tensor {name} is {found.dtype}; expected a floating-point type")
-    present = {name: path for path, header in headers.items() for name in header}
+            raise ValueError(
+                f"{files[name]}: tensor {name} has shape {list(found.shape)}; expected {list(shape)}: {REMEDY}"
+            )
+        if found.dtype not in FLOATS:
+            raise ValueError(
+                f"{files[name]}: tensor {name} is {found.dtype}; expected a floating-point type, one of "
+                f"{', '.join(FLOATS)}: {REMEDY}"
+            )
+    present = files | {name: path for path, header in headers.items() for name in header}
     if surplus := sorted(present.keys() - expected.keys() - ignored):
         raise ValueError(
             f"{present[surplus[0]]}: tensor {surplus[0]} has no place in the model that config.json describes"
             + (f" (nor have {len(surplus) - 1} others)" if len(surplus) > 1 else "")
+            + f": {REMEDY}"
         )
 
     def tensor(name: str, piece: Piece) -> torch.Tensor:
@@ -201,7 +213,7 @@ def _open_weights(folder: Path, expected: dict[str, tuple[int, ...]], ignored: s
 def _positive(path: Path, values: dict, key: str) -> int:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{path}: {key} is {value!r}; expected a whole number of at least 1")
+        raise ValueError(f"{path}: {key} is {shown(value)}; expected a whole number of at least 1: {REMEDY}")
     return value
 
 
@@ -209,7 +221,7 @@ def _position(path: Path, written: str | None, argument: Position | None) -> Pos
     allowed = ("sincos3d", "rope3d")
     for origin, value in ((f"{path}: position", written), ("the position asked for", argument)):
         if value not in (*allowed, None):
-            raise ValueError(f"{origin} is {value!r}; expected {' or '.join(allowed)}")
+            raise ValueError(f"{origin} is {shown(value)}; expected {' or '.join(allowed)}: correct it")
     if written and argument and written != argument:
         raise ValueError(f"{path}: position is {written}, but {argument} was asked for: leave it out or correct it")
     return written or argument or "sincos3d"

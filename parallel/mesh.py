@@ -6,6 +6,7 @@ Nobody else reads megatron's globals. A world of one is a mesh like any other, o
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -96,6 +97,12 @@ class Mesh:
     def mean_over_data(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the data-parallel ranks, in place."""
         return self.sum_over_data(values).div_(self.data_size)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's small plain value, in the order of ranks, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         distributed.barrier()

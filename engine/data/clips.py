@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import IO
 
 from ...parallel.durable import replacing
+from ...parallel.reading import file_sha256
 from ..progress import Progress
-from .manifest import Bucket, file_sha256
+from .manifest import Bucket
 
 PIECE = 1 << 20
 LOOK_EVERY = 0.5

@@ -12,8 +12,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...parallel.durable import write_text
+from ...parallel.reading import read_json, shown
+from ..plain import build, mistake
 
 FORMAT = "contentv-shards-1"
+
+LIMIT = 2**34
+"""Bytes of a manifest; a million samples take half of 2^30."""
+
+REMEDY = "encode the data again (`contentv data RECIPE`) or give another data folder"
+
+MEMBERS = frozenset(("latents.npy", "tokens.npy", "pooled.npy", "json"))
+"""Of every sample: its key is followed by each of these."""
+
+WIDEST = 2**24
+"""Tokens, or features of one: beyond it, no text encoder is."""
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "held_out")
@@ -75,6 +88,11 @@ class TextEntry:
     width: int
     pooled_width: int
 
+    def __post_init__(self):
+        for name in ("tokens", "width", "pooled_width"):
+            if not 1 <= getattr(self, name) <= WIDEST:
+                raise ValueError(f"text.{name} is {getattr(self, name)}; it must be from 1 to {WIDEST}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -110,49 +128,62 @@ def digest_of(content: dict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publishes the manifest, whole or not at all."""
     write_text(Path(folder) / MANIFEST_FILE, json.dumps(manifest.to_json(), indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a shard folder; ValueError naming the file, what was found and what was expected."""
+    """The manifest of a shard folder, its digest and every field checked.
+
+    Raises:
+        ValueError: names the file, what was found, what was expected and what to do.
+    """
     path = Path(folder) / MANIFEST_FILE
-    remedy = "encode the data again (`contentv data RECIPE`) or give another data folder"
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, LIMIT)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: found {type(error).__name__} ({error}); expected a complete manifest: {remedy}"
+            f"{path}: found {type(error).__name__} ({error}); expected a complete manifest: {REMEDY}"
         ) from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found != FORMAT:
-        raise ValueError(f"{path}: found format {found!r}; expected {FORMAT!r}: {remedy}")
+        raise ValueError(f"{path}: found format {shown(found)}; expected {FORMAT!r}: {REMEDY}")
     if content.get("digest") != digest_of(content):
-        raise ValueError(f"{path}: found digest {digest_of(content)}; expected {content.get('digest')}: {remedy}")
+        expected = shown(content.get("digest"))
+        raise ValueError(f"{path}: found digest {digest_of(content)}; expected {expected}: {REMEDY}")
+    plain = {key: value for key, value in content.items() if key not in ("format", "counts", "digest")}
     try:
-        return _from_json(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: found {type(error).__name__} ({error}); expected the fields of {FORMAT}: {remedy}"
-        ) from error
+        return _checked(build(Manifest, plain, "", str(path)), str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}: {REMEDY}") from error
 
 
-def _from_json(content: dict) -> Manifest:
-    shards = []
-    for shard in content["shards"]:
-        samples = tuple(
-            SampleEntry(**{**sample, "members": {name: tuple(place) for name, place in sample["members"].items()}})
-            for sample in shard["samples"]
-        )
-        shards.append(ShardEntry(**{**shard, "bucket": Bucket(*shard["bucket"]), "samples": samples}))
-    fields = {key: value for key, value in content.items() if key not in ("format", "counts", "digest")}
-    fields["text"] = TextEntry(**fields["text"])
-    fields["empty_caption"] = FileEntry(**fields["empty_caption"])
-    return Manifest(**{**fields, "shards": tuple(shards)})
+def _checked(manifest: Manifest, source: str) -> Manifest:
+    """What no single field can tell: names stay in the folder, places inside their files, ids are there once."""
+    shards = [f"shards[{index}].file" for index in range(len(manifest.shards))]
+    files = dict(zip(shards, (shard.file for shard in manifest.shards), strict=True))
+    others = {"codec_folder": manifest.codec_folder, "empty_caption.file": manifest.empty_caption.file}
+    for key, name in {**files, **others}.items():
+        # A manifest may come from anywhere: it must not lead out of its folder.
+        if not name or name in (".", "..") or set(name) & set("/\\\0"):
+            raise mistake(source, key, name, "the plain name of something in this folder")
+    if len(set(files.values())) < len(files):
+        raise ValueError(f"{source}: two shards have one file name")
+    seen: set[int] = set()
+    for key, shard in zip(shards, manifest.shards, strict=True):
+        if min(shard.bucket) < 1:
+            raise mistake(source, key, list(shard.bucket), "of a bucket of sizes above 0")
+        for sample in shard.samples:
+            places = [(sample.begin, sample.end, shard.bytes)]
+            places += [(first, first + size, sample.end) for first, size in sample.members.values()]
+            if not all(0 <= first <= last <= end for first, last, end in places) or any(
+                first < sample.begin for first, _ in sample.members.values()
+            ):
+                raise mistake(source, f"{key}: sample {sample.sample}", sample, "inside the file, its members in it")
+            if not 0 <= sample.sample < 2**32 or sample.sample in seen:
+                raise mistake(source, f"{key}: a sample id", sample.sample, "below 2^32, and there once")
+            if sample.members.keys() != MEMBERS:
+                raise mistake(source, f"{key}: members", list(sample.members), f"exactly {', '.join(sorted(MEMBERS))}")
+            seen.add(sample.sample)
+    return manifest

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...model.codecs.codec import Codec
 from ...model.text.text import TextEncoder
+from ...parallel.reading import file_sha256
 from .manifest import (
     CODEC_FOLDER,
     MANIFEST_FILE,
@@ -24,7 +25,6 @@ from .manifest import (
     SampleEntry,
     ShardEntry,
     TextEntry,
-    file_sha256,
     write_manifest,
 )
 

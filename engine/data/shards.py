@@ -5,7 +5,7 @@ members together), so webdataset reads it too; the manifest's byte offsets take 
 """
 
 import io
-import json
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from numpy.lib import format as numpy_format
 from torch import Tensor
 
 from ...model.codecs.codec import latent_size
-from .manifest import Bucket, Manifest, SampleEntry, ShardEntry, file_sha256, read_manifest
+from ...model.weight_files import read_tensors
+from ...parallel.reading import file_sha256, parse_json, shown
+from .manifest import Bucket, Manifest, SampleEntry, ShardEntry, read_manifest
 
 REMEDY = "restore the file or encode the data again (`contentv data RECIPE`)"
 
@@ -54,7 +55,9 @@ class ShardDataset:
                 self._places.update({sample.sample: (shard, sample) for sample in shard.samples})
         if not self._places:
             known = ", ".join(self.manifest.counts())
-            raise ValueError(f"{self.folder}: found no sample of split {split!r}; expected one of: {known}")
+            raise ValueError(
+                f"{self.folder}: found no sample of split {split!r}; expected one of: {known or 'none'}; {REMEDY}"
+            )
 
     @property
     def codec_identity(self) -> str:
@@ -81,10 +84,11 @@ class ShardDataset:
         """tokens_TW and pooled_W of the empty caption: what a dropped caption and guidance use."""
         path = self.folder / self.manifest.empty_caption.file
         self._check_digest(path, self.manifest.empty_caption.sha256)
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: found {error}; expected safetensors: {REMEDY}") from error
+        tensors, text = read_tensors(path), self.manifest.text
+        expected = {"tokens": (torch.float32, text.tokens, text.width), "pooled": (torch.float32, text.pooled_width)}
+        found = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
+        if found != expected:
+            raise ValueError(f"{path}: found tensors {shown(found)}; expected {expected}: {REMEDY}")
         return tensors["tokens"], tensors["pooled"]
 
     def read(self, sample_ids: list[int] | Tensor) -> Batch:
@@ -154,10 +158,14 @@ class ShardDataset:
             raise ValueError(
                 f"{path}: found crc32 {found:08x}; expected {place.crc32:08x} for sample {sample}: {REMEDY}"
             )
-        row = {}
-        for name, (offset, size) in place.members.items():
-            data = payload[offset - place.begin : offset - place.begin + size]
-            row[name] = json.loads(data) if name == "json" else _array(data)
+        parts = {
+            name: payload[first - place.begin : first - place.begin + size]
+            for name, (first, size) in place.members.items()
+        }
+        try:
+            row = {name: _facts(data) if name == "json" else _array(data) for name, data in parts.items()}
+        except ValueError as error:
+            raise ValueError(f"{path}: sample {sample} is none ({error}): {REMEDY}") from error
         self._check_shapes(path, sample, shard.bucket, row)
         return row
 
@@ -165,7 +173,7 @@ class ShardDataset:
         text = self.manifest.text
         # The codec fixes the channels; the bucket and the text encoder fix the rest.
         expected = {
-            "latents.npy": (row["latents.npy"].shape[0], *latent_size(*bucket)),
+            "latents.npy": (*row["latents.npy"].shape[:1], *latent_size(*bucket)),
             "tokens.npy": (text.tokens, text.width),
             "pooled.npy": (text.pooled_width,),
         }
@@ -174,6 +182,23 @@ class ShardDataset:
             raise ValueError(f"{path}: found shapes {found}; expected {expected} for sample {sample}: {REMEDY}")
 
 
+def _facts(data: bytes) -> dict:
+    """A sample's json member. ValueError unless it is a JSON object with a caption."""
+    facts = parse_json(data)
+    if not isinstance(facts, dict) or not isinstance(facts.get("caption"), str):
+        raise ValueError(f"its json is {shown(facts)}; expected an object with a caption")
+    return facts
+
+
 def _array(data: bytes) -> Tensor:
-    # allow_pickle=False is the point: a shard may come from anywhere and must not run code.
-    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+    """A float32 array in numpy's own format. ValueError for any other content."""
+    stream = io.BytesIO(data)
+    if numpy_format.read_magic(stream) != (1, 0):
+        raise ValueError("its array is not of version 1.0 of numpy's format")
+    # The header is a Python literal, not code. numpy's own reader would make room for whatever it says; a shard may
+    # come from anywhere, so what it says is compared with what is there first. A pickle would be of another type.
+    shape, is_fortran, dtype = numpy_format.read_array_header_1_0(stream)
+    rest = data[stream.tell() :]
+    if dtype != np.dtype("<f4") or is_fortran or math.prod(shape) * dtype.itemsize != len(rest):
+        raise ValueError(f"its array says {dtype} {shape} and has {len(rest)} bytes; expected float32, row by row")
+    return torch.from_numpy(np.frombuffer(rest, dtype).reshape(shape).copy())

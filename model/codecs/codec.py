@@ -11,9 +11,12 @@ import json
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+import torch
+from safetensors.torch import save
 from torch import Tensor
+
+from ...parallel.reading import read_json
+from ..weight_files import read_tensors
 
 FRAMES_PER_LATENT = 4
 """Frames behind every latent frame but the first, which stands for one."""
@@ -93,7 +96,7 @@ def write_settings(folder: Path, kind: str, identity: str, **others: str) -> Non
 def read_settings(folder: Path) -> dict[str, str]:
     """What codec.json says: `kind` and `identity` at least; ValueError naming the folder if it holds no codec."""
     try:
-        settings = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings = read_json(Path(folder) / SETTINGS_FILE)
         if not all(isinstance(settings[name], str) for name in ("kind", "identity")):
             raise TypeError("kind and identity must be strings")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,11 +123,13 @@ def load_tensors(folder: Path) -> tuple[str, dict[str, Tensor]]:
     settings, tensors_file = read_settings(folder), Path(folder) / TENSORS_FILE
     kind, recorded = settings["kind"], settings["identity"]
     try:
-        tensors = load_file(tensors_file)
-    except (OSError, SafetensorError) as error:
+        tensors = read_tensors(tensors_file)
+        if wrong := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
+            raise ValueError(f"tensor {wrong[0]} is {tensors[wrong[0]].dtype}; expected torch.float32")
+    except ValueError as error:
         raise ValueError(
-            f"{tensors_file}: not readable ({type(error).__name__}: {error}); expected the tensors of codec {kind}: "
-            "restore it or encode the data again"
+            f"{tensors_file}: not readable ({error}); expected the tensors of codec {kind}: restore it or encode the "
+            "data again"
         ) from error
     found = identity_of(kind, tensors)
     if found != recorded:

@@ -3,16 +3,14 @@
 diffusers would read a wrong folder with a warning and fill what is absent with random numbers.
 """
 
-import json
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..weight_files import tensor_files
+from ...parallel.reading import read_json
+from ..weight_files import read_tensors, tensor_files
 from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
 CLASS = "AutoencoderKLWan"
@@ -53,7 +51,7 @@ def vae_folder(folder: str | Path) -> Path:
 def is_vae_folder(folder: str | Path) -> bool:
     """Whether a Wan VAE may be loaded from `folder`: its config.json says so."""
     try:
-        config = json.loads((vae_folder(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(vae_folder(folder) / CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("_class_name") == CLASS
@@ -63,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The settings in config.json, for AutoencoderKLWan.from_config; ValueError where they are no VAE of this kind."""
     path = folder / CONFIG_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: not readable ({type(error).__name__}: {error}); expected the config of {CLASS}: give the folder "
@@ -91,8 +89,8 @@ def read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]
     path = folder / WEIGHTS_FILE
     try:
         paths = sorted(set(tensor_files(path).values()))
-        found = {name: tensor.float() for each in paths for name, tensor in load_file(each).items()}
-    except (OSError, SafetensorError, ValueError) as error:
+        found = {name: tensor.float() for each in paths for name, tensor in read_tensors(each).items()}
+    except ValueError as error:
         raise ValueError(f"{error}; expected {CLASS}'s weights: download them again") from error
     for name in sorted(found.keys() | expected.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (found, expected)]

@@ -1,5 +1,6 @@
 """The small files of a checkpoint: which folders count, which are kept, what is refused and why."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -11,9 +12,11 @@ from contentv.engine.checkpoints import (
     check_data,
     check_resume,
     read_facts,
+    tensor_digests,
     write_facts,
 )
 from contentv.engine.data.shards import ShardDataset
+from tests.engine.sealed import change_sealed
 from tests.engine.small_run import small_config
 
 
@@ -41,7 +44,7 @@ def folder(tmp_path, shards, config, facts):
     folder = CheckpointFolder(tmp_path / "run").path(2)
     (folder / "tensors").mkdir(parents=True)
     (folder / "tensors" / "__0_0.distcp").write_bytes(b"weights")
-    write_facts(folder, facts, config, ShardDataset(shards).codec_folder)
+    write_facts(folder, {}, facts=facts, config=config, codec_folder=ShardDataset(shards).codec_folder)
     return folder
 
 
@@ -77,11 +80,14 @@ def test_facts_come_back_as_they_were_written(folder, facts):
     [
         (b"", "JSONDecodeError"),
         (b'{"format": "contentv-che', "JSONDecodeError"),
-        (b"[]", "TypeError|AttributeError"),
-        (b"{}", "KeyError"),
+        (b"[]", "format is 'list'"),
+        (b"{}", "format is None"),
         (b"\xff\xfe", "UnicodeDecodeError"),
-        (b'{"format": "contentv-checkpoint-9"}', "format is 'contentv-checkpoint-9'; this version reads"),
-        (b'{"format": "contentv-checkpoint-1"}', "KeyError"),
+        (b'{"format": "contentv-checkpoint-1"}', "format is 'contentv-checkpoint-1'; this version reads"),
+        (b'{"format": "contentv-checkpoint-2"}', "found digest .* expected None"),
+        (b'{"format": "contentv-checkpoint-2", "step": 1, "step": 2}', "holds the key 'step' twice"),
+        (b'{"step": NaN}', "holds NaN"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_broken_facts_are_refused(folder, content, words):
@@ -92,11 +98,17 @@ def test_broken_facts_are_refused(folder, content, words):
 
 def test_an_unknown_or_missing_fact_is_refused(folder):
     path = folder / "checkpoint.json"
-    values = json.loads(path.read_text())
-    for changed in ({**values, "surprise": 1}, {key: value for key, value in values.items() if key != "step"}):
-        path.write_text(json.dumps(changed))
-        with pytest.raises(ValueError, match="not a checkpoint's facts.*remove the checkpoint's folder"):
+    whole = path.read_bytes()
+    for change, words in (
+        (lambda content: content.update(surprise=1), "unknown key surprise"),
+        (lambda content: content.pop("step"), "the key step is missing"),
+        (lambda content: content.update(step="six"), "step is 'six'"),
+        (lambda content: content.update(clip_size=[5, 32]), "clip_size is .* a list of 3"),
+    ):
+        change_sealed(path, change)
+        with pytest.raises(ValueError, match=f"checkpoint.json: {words}.*remove the checkpoint's folder"):
             read_facts(folder)
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("name", ["tensors/__0_0.distcp", "config.yaml", "codec/codec.safetensors"])
@@ -109,6 +121,37 @@ def test_a_file_that_is_cut_short_or_missing_is_named(folder, name):
     path.unlink()
     with pytest.raises(ValueError, match=rf"{name}: found no file; expected {size} bytes"):
         read_facts(folder)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "codec/codec.json", "codec/codec.safetensors"])
+def test_a_flipped_bit_in_a_small_file_is_named(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: not the bytes this checkpoint was written with"):
+        read_facts(folder)
+
+
+@pytest.mark.parametrize("name", ["../config.yaml", "/etc/hostname", "", "codec/../../x"])
+def test_a_record_of_a_file_outside_is_refused(folder, name):
+    change_sealed(
+        folder / "checkpoint.json", lambda content: content["files"].update({name: content["files"]["config.yaml"]})
+    )
+    with pytest.raises(ValueError, match="files says .* expected bytes and sha256 of a file in this folder"):
+        read_facts(folder)
+
+
+def test_digests_that_other_ranks_computed_are_recorded(tmp_path, shards, config, facts):
+    (tmp_path / "tensors").mkdir()
+    for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):
+        (tmp_path / "tensors" / name).write_bytes(name.encode())
+    codec = ShardDataset(shards).codec_folder
+    write_facts(tmp_path, {"__1_0.distcp": "1" * 64}, facts=facts, config=config, codec_folder=codec)
+    assert tensor_digests(tmp_path) == {
+        "__0_0.distcp": hashlib.sha256(b"__0_0.distcp").hexdigest(),
+        "__1_0.distcp": "1" * 64,
+        ".metadata": hashlib.sha256(b".metadata").hexdigest(),
+    }
 
 
 def test_what_may_change_over_a_resume_is_allowed(folder, facts, config):

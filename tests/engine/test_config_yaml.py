@@ -18,13 +18,12 @@ def test_a_recipe_survives_the_round_trip(recipe):
 
 
 positive = st.floats(min_value=5e-324, max_value=1e300)
+paths = st.text(min_size=1).filter(lambda name: "\0" not in name)
 
 
 # No deadline: a busy machine is no defect of the code.
 @settings(deadline=None)
-@given(
-    rate=positive, epsilon=positive, seed=st.integers(0, 2**63 - 1), folder=st.text(min_size=1), resume=st.booleans()
-)
+@given(rate=positive, epsilon=positive, seed=st.integers(0, 2**63 - 1), folder=paths, resume=st.booleans())
 def test_any_value_survives_the_round_trip(rate, epsilon, seed, folder, resume):
     config = quickstart()
     config = replace(
@@ -58,7 +57,7 @@ def changed(*path_and_value):
     "text, message",
     [
         (changed("trainer", "max_stepz", 3), r"x\.yaml: unknown key trainer\.max_stepz; .*; did you mean max_steps\?"),
-        (changed("trainr", {}), r"unknown key trainr; a run has the keys .*; did you mean trainer\?"),
+        (changed("trainr", {}), r"unknown key trainr; it has the keys .*; did you mean trainer\?"),
         (changed("trainer", "max_steps", 3.0), r"trainer\.max_steps is 3\.0 \(float\); it must be a whole number"),
         (changed("trainer", "max_steps", True), r"trainer\.max_steps is True \(bool\); it must be a whole number"),
         (changed("trainer", "max_steps", 0), r"x\.yaml: trainer\.max_steps is 0; "),

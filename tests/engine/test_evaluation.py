@@ -136,7 +136,10 @@ def test_figures_are_recomputed_from_the_checkpoint(real_run):
     for split in ("train", "held_out"):
         dataset = ShardDataset(found.config.data.folder, split)
         ids = [sample for samples in dataset.samples().values() for sample in samples]
-        models = load_model(found, mesh, kernels, "ema"), untrained_model(found.config, mesh, kernels)
+        models = (
+            load_model(found, found.verify(mesh), mesh, kernels, "ema"),
+            untrained_model(found.config, mesh, kernels),
+        )
         losses[split] = [float(probe_loss(model, dataset, ids, mesh, kernels, batch=1)) for model in models]
     assert figures["probe_ratio"] == pytest.approx(losses["train"][0] / losses["train"][1], rel=1e-6)
     assert figures["held_out_ratio"] == pytest.approx(losses["held_out"][0] / losses["held_out"][1], rel=1e-6)

@@ -91,7 +91,7 @@ def test_a_run_means_its_last_checkpoint(source, found, real_run):
 
 @pytest.mark.parametrize(("kind", "prefix"), [("ema", "optimizer.state.ema."), ("raw", "")])
 def test_averaged_and_raw_weights_are_those_of_the_checkpoint(found, kind, prefix):
-    stored = plain_tensors(found.folder, build_mesh(ParallelConfig()))
+    stored = plain_tensors(found.verify(mesh := build_mesh(ParallelConfig())), mesh)
     model = open_run(found, kind).model
     parameters = dict(model.named_parameters())
     assert len(parameters) > 50
@@ -120,7 +120,7 @@ def test_published_weights_sample_what_the_run_samples(source, found, published,
     [
         ({"codec": None}, "give --codec FOLDER and --text KIND"),
         ({"text": None}, "give --codec FOLDER and --text KIND"),
-        ({"codec": "nowhere"}, "nowhere holds no readable codec"),
+        ({"codec": "nowhere"}, "codec 'nowhere' is neither wan nor a folder"),
         ({"text": "t5"}, "text encoder 't5' is not known; known are minilm"),
         ({"position": "sincos3d"}, "position is rope3d, but sincos3d was asked for"),
         ({"clip_size": (6, 32, 48)}, "6 frames"),

@@ -14,9 +14,10 @@ from contentv.engine.session import Session
 from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import NonFiniteError, learning_rate_at, train
 from contentv.model.cost import count_operations
-from contentv.parallel.checkpoint import plain_tensors
+from contentv.parallel.checkpoint import VerifiedTensors, plain_tensors
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import build_mesh
+from tests.engine.sealed import change_sealed
 from tests.engine.small_run import MODEL, small_config, write_shards
 
 
@@ -43,7 +44,7 @@ def values(config):
 
 def same_tensors(one, other) -> bool:
     mesh = build_mesh(ParallelConfig())
-    left, right = plain_tensors(one, mesh), plain_tensors(other, mesh)
+    left, right = (plain_tensors(VerifiedTensors(each), mesh) for each in (one, other))
     assert len(left) > 100
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
@@ -158,7 +159,7 @@ def test_a_resume_refuses_what_would_be_another_run(shards, tmp_path, changes, w
         step=2, sample_index=8, kernels={}, codec_identity=dataset.codec_identity, text=dataset.manifest.text,
         clip_size=(5, 32, 48),
     )  # fmt: skip
-    write_facts(CheckpointFolder(tmp_path).path(2), facts, first, dataset.codec_folder)
+    write_facts(CheckpointFolder(tmp_path).path(2), {}, facts=facts, config=first, codec_folder=dataset.codec_folder)
     with pytest.raises(ValueError, match=words):
         train(small_config(tmp_path, shards, **changes), StopSignals())
 
@@ -167,8 +168,7 @@ def test_a_resume_refuses_other_latents(shards, tmp_path):
     config = small_config(tmp_path / "run", shards)
     train(replace(config, trainer=replace(config.trainer, max_steps=2)), StopSignals())
     path = CheckpointFolder(tmp_path / "run").path(2) / "checkpoint.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps({**facts, "codec_identity": "f" * 64}))
+    change_sealed(path, lambda facts: facts.update(codec_identity="f" * 64))
     with pytest.raises(ValueError, match="trained on latents and captions of codec ffff"):
         train(config, StopSignals())
 
@@ -192,7 +192,7 @@ def test_bf16_with_fp32_masters_follows_fp32(shards, tmp_path):
     # bf16 carries 8 bits: two roundings of each loss's parts stay well inside 2 %.
     assert torch.allclose(curves["bf16"], curves["fp32"], rtol=2e-2)
     assert not torch.equal(curves["bf16"], curves["fp32"])
-    tensors = plain_tensors(CheckpointFolder(tmp_path / "bf16").path(8), build_mesh(ParallelConfig()))
+    tensors = plain_tensors(VerifiedTensors(CheckpointFolder(tmp_path / "bf16").path(8)), build_mesh(ParallelConfig()))
     masters = [tensor for name, tensor in tensors.items() if name.startswith("optimizer.state.param.")]
     assert all(tensor.dtype == torch.float32 for tensor in masters)
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in masters), "masters were rounded"

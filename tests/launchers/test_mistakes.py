@@ -12,6 +12,7 @@ from contentv.engine.checkpoints import CheckpointFolder
 from contentv.engine.sampling import find_checkpoint, open_run
 from contentv.launchers import bench, convert, data, evaluate, quickstart, sample, train
 from tests.engine.real_run import STEPS
+from tests.engine.sealed import replace_recorded
 from tests.engine.small_run import write_shards
 
 COMMANDS = {"train": train, "sample": sample, "evaluate": evaluate, "convert": convert, "data": data,
@@ -187,13 +188,12 @@ def test_a_broken_run(refusal, run_copy):
 
 def test_evaluating_without_its_data_or_clips(refusal, run_copy, tmp_path):
     shards = tmp_path / "moved"
-    config = CheckpointFolder(run_copy).path(STEPS) / "config.yaml"
-    text = config.read_text()
+    checkpoint = CheckpointFolder(run_copy).path(STEPS)
+    text = (checkpoint / "config.yaml").read_text()
     (folder,) = (line.split(": ")[1] for line in text.splitlines() if line.endswith("/shards"))
-    # The same length, so that the checkpoint's own record of sizes does not speak first.
-    config.write_text(text.replace(folder, f"{folder[:-6]}absent"))
+    replace_recorded(checkpoint, "config.yaml", text.replace(folder, f"{folder[:-6]}absent").encode())
     assert f"{folder[:-6]}absent/manifest.json" in refusal("evaluate", run_copy)
-    config.write_text(text)
+    replace_recorded(checkpoint, "config.yaml", text.encode())
     assert not shards.exists()
     assert "clips/" in refusal("evaluate", run_copy, "--pictures")
 

@@ -18,6 +18,7 @@ from contentv.engine.checkpoints import FORMAT, CheckpointFacts, CheckpointFolde
 from contentv.engine.data.manifest import FileEntry, Manifest, TextEntry, write_manifest
 from contentv.kernels.config import KernelConfig
 from contentv.launchers import footprint, quickstart, recipes
+from tests.engine.sealed import change_sealed
 from tests.launchers import fake_stage
 from tests.launchers.processes import all_end, is_alive
 
@@ -62,7 +63,9 @@ def give(config):
         step=1, sample_index=8, kernels={}, codec_identity="b" * 64, text=text, clip_size=(17, 64, 96)
     )
     fake_stage.GIVEN.mkdir(exist_ok=True)
-    (fake_stage.GIVEN / "checkpoint.json").write_text(json.dumps({"format": FORMAT, **asdict(facts), "files": {}}))
+    path = fake_stage.GIVEN / "checkpoint.json"
+    path.write_text(json.dumps({"format": FORMAT, **asdict(facts), "files": {}}))
+    change_sealed(path, lambda _content: None)
     kernels = KernelConfig(wish=("adamw=reference",))
     config_yaml.save(replace(config, kernels=kernels), fake_stage.GIVEN)
 
@@ -256,12 +259,17 @@ def test_a_run_of_another_recipe_is_refused_and_left_alone(capfd, where):
     assert calls() == [] and everything(RUN).keys() == before.keys()
 
 
+def put_in_place_of(old, new, content):
+    for part in (content, content["text"]):
+        part.update({key: new for key, value in part.items() if value == old})
+
+
 @pytest.mark.parametrize("name", ["codec", "text encoder"])
 def test_shards_of_another_codec_or_text_encoder_are_refused(capfd, name):
     assert quickstart.main([]) == 0
     facts = RUN / "checkpoints" / "step-00000040" / "checkpoint.json"
     former = "b" * 64 if name == "codec" else "a" * 64
-    facts.write_text(facts.read_text().replace(former, "c" * 64))
+    change_sealed(facts, lambda content: put_in_place_of(former, "c" * 64, content))
     calls(), capfd.readouterr()
     assert quickstart.main([]) == 2
     message = capfd.readouterr().err
@@ -275,7 +283,7 @@ def test_figures_of_another_checkpoint_are_not_reused():
     """Newer than the checkpoint by its date, yet of another one: as after a copy, or a checkpoint put back."""
     assert quickstart.main([]) == 0
     facts = RUN / "checkpoints" / "step-00000040" / "checkpoint.json"
-    facts.write_text(facts.read_text().replace('"sample_index": 8', '"sample_index": 16'))
+    change_sealed(facts, lambda content: content.update(sample_index=16))
     calls()
     assert quickstart.main([]) == 0
     assert calls() == [*FIRST[:2], FIRST[-1]]

@@ -192,7 +192,7 @@ def test_relative_error_is_the_norm_of_the_difference_over_the_references():
         (lambda values: values.update(velocity=torch.ones(3)), ["velocity", "[3]", "[B, C, F, Y, X]"]),
         (lambda values: values.update(loss=torch.ones(0)), ["loss", "[0]", "[1]"]),
         (lambda values: values.update({"grad_norm.proj_out.bias": torch.ones(2)}), ["grad_norm.proj_out.bias", "[2]"]),
-        (lambda values: values.update(x_t=values["x_t"].long()), ["x_t", "int64", "floating-point"]),
+        (lambda values: values.update(x_t=values["x_t"].long()), ["x_t", "int64", "expected torch.float32"]),
     ],
     ids=[
         "velocity missing",

@@ -22,7 +22,7 @@ def interrupted(*, folder: str) -> dict:
     model, optimizer = training(mesh)
     root = Path(folder)
 
-    def describe(partial: Path) -> None:
+    def describe(partial: Path, _digests: dict) -> None:
         (partial / "facts.txt").write_text("good")
 
     def listing() -> list[str]:
@@ -60,7 +60,7 @@ def interrupted(*, folder: str) -> dict:
     return seen
 
 
-def _break_describing(partial: Path) -> None:
+def _break_describing(partial: Path, _digests: dict) -> None:
     (partial / "facts.txt").write_text("half")
     raise Accident
 
@@ -80,14 +80,14 @@ def weights_alone(*, folder: str, precision: str) -> dict:
     model, optimizer = training(mesh, precision)
     for step in (1, 2, 3):
         take_step(model, optimizer, step, GLOBAL_BATCH // mesh.data_size)
-    checkpoint.save(Path(folder), model, optimizer, lambda _partial: None)
+    checkpoint.save(Path(folder), model, optimizer, lambda _partial, _digests: None)
     trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
     expected = {False: trained, True: optimizer.averaged()}
     wrong = []
     for averaged in (False, True):
         module = build(MODEL, mesh, choose("cpu"), dtype=model.modules[0].dtype)
         _fill_with_nan(module)
-        checkpoint.load_weights(Path(folder), module, averaged=averaged)
+        checkpoint.load_weights(checkpoint.VerifiedTensors(Path(folder)), module, averaged=averaged)
         for name, parameter in module.named_parameters():
             if not torch.equal(parameter, expected[averaged][name].to(parameter.dtype)):
                 wrong.append(f"averaged {averaged}: {name}")
@@ -108,12 +108,12 @@ def loaded_is_complete(*, folder: str) -> dict:
     model, optimizer = training(mesh)
     for step in (1, 2):
         take_step(model, optimizer, step, GLOBAL_BATCH // mesh.data_size)
-    checkpoint.save(Path(folder), model, optimizer, lambda _partial: None)
+    checkpoint.save(Path(folder), model, optimizer, lambda _partial, _digests: None)
     before = _state(model, optimizer)
 
     model, optimizer = training(mesh)
     spoil(model)
-    checkpoint.load(Path(folder), model, optimizer)
+    checkpoint.load(checkpoint.VerifiedTensors(Path(folder)), model, optimizer)
     after = _state(model, optimizer)
     leave_world()
     differing = [name for name in before if not torch.equal(before[name], after[name])]
@@ -130,3 +130,44 @@ def _state(model, optimizer) -> dict[str, torch.Tensor]:
         state[f"average {index}"] = inner.averages[master].clone()
         state |= {f"{key} {index}": torch.as_tensor(value).clone() for key, value in inner.state[master].items()}
     return state
+
+
+def damaged(*, folder: str) -> dict:
+    """What every rank says of a checkpoint with one file changed, missing, or added, and of a good one."""
+    mesh = build_mesh(ParallelConfig())
+    model, optimizer = training(mesh)
+    take_step(model, optimizer, 1, GLOBAL_BATCH // mesh.data_size)
+    root, digests = Path(folder), {}
+
+    def describe(partial: Path, hashed: dict) -> None:
+        digests.update(hashed)
+
+    checkpoint.save(root, model, optimizer, describe)
+    (digests,) = (share for share in mesh.gathered(digests) if share)
+    ours = sorted(path.name for path in (root / "tensors").iterdir())
+    seen = {"hashed by their writers": sorted(digests), "files": ours}
+    for name in ours:
+        digests.setdefault(name, checkpoint.file_sha256(root / "tensors" / name))
+    for name in (*ours, "surplus.pt"):
+        path = root / "tensors" / name
+        mesh.barrier()
+        if mesh.rank == 0:
+            content = path.read_bytes() if path.exists() else b""
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:] if content else b"pickle")
+        mesh.barrier()
+        seen[name] = _refusal(root, digests, mesh)
+        mesh.barrier()
+        if mesh.rank == 0:
+            path.write_bytes(content) if content else path.unlink()
+    mesh.barrier()
+    seen["good"] = checkpoint.verify(root, digests, mesh).folder == root
+    leave_world()
+    return seen
+
+
+def _refusal(root: Path, digests: dict, mesh) -> str:
+    try:
+        checkpoint.verify(root, digests, mesh)
+    except ValueError as error:
+        return str(error)
+    return ""

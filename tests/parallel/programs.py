@@ -105,10 +105,10 @@ def train(
     model, optimizer = training(mesh, precision)
     if load:
         spoil(model)
-        checkpoint.load(Path(load), model, optimizer)
+        checkpoint.load(checkpoint.VerifiedTensors(Path(load)), model, optimizer)
     history = [take_step(model, optimizer, step, micro_batch) for step in range(start + 1, steps + 1)]
     if save:
-        checkpoint.save(Path(save), model, optimizer, lambda _partial: None)
+        checkpoint.save(Path(save), model, optimizer, lambda _partial, _digests: None)
     weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     average = optimizer.averaged()
     result = {
@@ -158,7 +158,7 @@ def sleep(*, seconds: float) -> None:
 def same_stored_tensors(*, folders: list[str]) -> dict:
     """Names of the tensors in which the checkpoints differ, in any bit."""
     mesh = build_mesh(ParallelConfig())
-    first, *others = (checkpoint.plain_tensors(Path(folder), mesh) for folder in folders)
+    first, *others = (checkpoint.plain_tensors(checkpoint.VerifiedTensors(Path(folder)), mesh) for folder in folders)
     differing = [
         name
         for other in others

@@ -29,3 +29,15 @@ def test_weights_and_average_load_without_an_optimizer(rank_server, tmp_path, wo
 def test_a_load_sets_every_rank_s_share_of_everything(rank_server, tmp_path):
     for answer in rank_server.run(2, f"{PROGRAMS}:loaded_is_complete", folder=str(tmp_path / "saved")):
         assert answer["differing"] == [] and answer["same names"] and answer["count"] > 150
+
+
+def test_every_rank_refuses_what_one_rank_finds_changed(rank_server, tmp_path):
+    one, other = rank_server.run(2, f"{PROGRAMS}:damaged", folder=str(tmp_path / "saved"))
+    assert one == other and one.pop("good")
+    tensors = [name for name in one["files"] if name.endswith(".distcp")]
+    assert one.pop("hashed by their writers") == tensors != []
+    files = one.pop("files")
+    assert {".metadata", "common.pt"} < set(files) and one.keys() == {*files, "surplus.pt"}
+    for name, told in one.items():
+        words = "a file that checkpoint.json does not list" if name == "surplus.pt" else "expected"
+        assert f"/tensors/{name}: found " in told and words in told
