@@ -56,6 +56,7 @@ def save(folder: Path, model: DataParallel, optimizer: Optimizer, describe: Call
         shutil.rmtree(partial, ignore_errors=True)
         (partial / TENSORS).mkdir(parents=True)
     mesh.barrier()
+    model.gather()
     content = _content(model, optimizer, is_loading=False)
     _start_writer()
     dist_checkpointing.save(content, str(partial / TENSORS))

@@ -80,6 +80,15 @@ class DataParallel:
         for module in self.modules:
             yield from module.named_parameters()
 
+    def gather(self) -> None:
+        """Brings every parameter up to date after an update.
+
+        megatron's overlapped gathering does that for the next step's forward alone: whoever looks at parameters before,
+        or runs a forward without zeroing the gradients first, would see those of the step before.
+        """
+        for chunk in self.chunks:
+            chunk.start_param_sync(force_sync=True)
+
     def forward_backward(self, step: Step, batches: Iterable[Any], microbatches: Microbatches) -> torch.Tensor:
         """Forward and backward of a step's microbatches, gradients averaged over the data-parallel ranks.
 
@@ -92,6 +101,7 @@ class DataParallel:
     @torch.no_grad()
     def forward(self, step: Step, batches: Iterable[Any], microbatches: Microbatches) -> torch.Tensor:
         """As `forward_backward`, the loss alone."""
+        self.gather()
         return self._run(step, batches, microbatches, forward_only=True)
 
     def _run(self, step: Step, batches, microbatches: Microbatches, *, forward_only: bool) -> torch.Tensor:

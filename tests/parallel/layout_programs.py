@@ -83,8 +83,7 @@ def run(*, layout: dict, results: str, steps: int = 5, model: dict | None = None
         if step == 1:
             gradients = pieces(trained, gathered_gradients(trained))
         optimizer.update(step, LEARNING_RATE, norm)
-    for chunk in trained.chunks:
-        chunk.start_param_sync(force_sync=True) if trained.mesh.config.overlap else None
+    trained.gather()
     weights = pieces(trained, {name: parameter.detach().float() for name, parameter in trained.named_parameters()})
     averages = pieces(trained, optimizer.averaged())
     Path(results).mkdir(parents=True, exist_ok=True)

@@ -109,6 +109,7 @@ def train(
     history = [take_step(model, optimizer, step, micro_batch) for step in range(start + 1, steps + 1)]
     if save:
         checkpoint.save(Path(save), model, optimizer, lambda _partial, _digests: None)
+    model.gather()
     weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     average = optimizer.averaged()
     result = {
