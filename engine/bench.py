@@ -169,6 +169,7 @@ def prepare(wanted: StepBenchmark, mesh: Mesh, kernels: KernelSet) -> Training:
         checkpoints=CheckpointFolder(config.run.folder),
         first_step=0,
         first_sample=0,
+        watch=mesh.watch(),
     )
 
 

@@ -17,6 +17,7 @@ from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
 from ..parallel.training import DataParallel, Shape
+from ..parallel.watch import Watch
 from . import config_yaml
 from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, tensor_digests, write_facts
@@ -47,6 +48,7 @@ class Training:
     """Updates already made, by the checkpoint it goes on from."""
     first_sample: int
     """Samples already consumed: the data cursor of that checkpoint."""
+    watch: Watch
 
     def sample_index(self, step: int) -> int:
         """The global sample index at which update `step` begins."""
@@ -119,6 +121,7 @@ def open_session(config: RunConfig) -> Session:
         checkpoints=checkpoints,
         first_step=facts.step if facts else 0,
         first_sample=facts.sample_index if facts else 0,
+        watch=mesh.watch(),
     )
 
 

@@ -78,19 +78,9 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
         max_steps=trainer.max_steps,
         enabled=writes,
     )
-    step, stop = session.first_step, False
     try:
-        while step < trainer.max_steps and not stop:
-            started = time.monotonic()
-            result = take_step(session, step + 1, signals)
-            step, stop = step + 1, result.stop
-            metrics.training(_line(session, step, result, time.monotonic() - started, peak))
-            # Asked to stop, it has seconds, not a validation's minutes.
-            if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
-                metrics.validation(step, validate(session))
-            if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
-                metrics.flush()
-                session.save(step)
+        with session.watch.watching():
+            step = run_steps(session, signals, metrics, peak)
     finally:
         metrics.close()
     outcome = Outcome(step=step, complete=step >= trainer.max_steps, signal=signals.received)
@@ -101,15 +91,37 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     return outcome
 
 
+def run_steps(session: Session, signals: StopSignals, metrics: MetricsWriter, peak: Peak) -> int:
+    """Steps, validations and checkpoints until the run is complete or asked to stop; the last step."""
+    trainer, watch = session.config.trainer, session.watch
+    step, stop = session.first_step, False
+    while step < trainer.max_steps and not stop:
+        started = time.monotonic()
+        result = take_step(session, step + 1, signals)
+        step, stop = step + 1, result.stop
+        metrics.training(_line(session, step, result, time.monotonic() - started, peak))
+        # Asked to stop, it has seconds, not a validation's minutes.
+        if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
+            watch.at(step, "validation")
+            metrics.validation(step, validate(session))
+        if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
+            watch.at(step, "checkpoint")
+            metrics.flush()
+            session.save(step)
+    return step
+
+
 def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
     """Update number `step`, counted from 1. Raises NonFiniteError on all ranks alike, the weights left as they were."""
-    trainer, mesh = session.config.trainer, session.mesh
+    trainer, mesh, watch = session.config.trainer, session.mesh, session.watch
     parts: list[torch.Tensor] = []
+    watch.at(step, "data")
     index = session.sample_index(step)
     video_tokens, text_tokens = session.loader.tokens(index)
     tokens = mesh.sharing.tokens(video=video_tokens, text=text_tokens)
 
     def forward(model, clips):
+        watch.at(step, "forward and backward")
         question = session.flow.ask(clips, step)
 
         def loss(velocity_SBP) -> torch.Tensor:
@@ -123,6 +135,7 @@ def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
     batches = session.loader.microbatches(index, mesh.device)
     loss = session.model.forward_backward(forward, batches, microbatches)
     loss = mesh.sum_of_parts(loss) / mesh.data_size
+    watch.at(step, "gradient norm")
     grad_norm = session.optimizer.gradient_norm()
 
     # One flag each, the largest over all ranks: nobody updates or stops alone. Reading them is the one wait for the
@@ -132,6 +145,7 @@ def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
     is_broken, stop = mesh.largest(flags).bool().tolist()
     if is_broken:
         raise NonFiniteError(_what_broke(session, step, parts, float(loss), float(grad_norm)))
+    watch.at(step, "update")
     learning_rate = learning_rate_at(step, session.config.optimizer, trainer.max_steps)
     session.optimizer.update(step, learning_rate, grad_norm)
     return StepResult(loss, grad_norm, learning_rate, video_tokens, text_tokens, stop)

@@ -1,6 +1,7 @@
 """How a run is laid out over its processes. Imports neither torch nor megatron: help and planning answer at once."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,12 @@ class ParallelConfig:
     overlap: bool = True
     """Whether gradients are reduced and weights gathered while other blocks compute."""
 
+    timeout_seconds: float = 1800.0
+    """A rank without progress for so long ends the run and names whom it waited for. Longer than any save takes."""
+
     def __post_init__(self):
+        if not (isfinite(self.timeout_seconds) and self.timeout_seconds > 0):
+            raise ValueError(f"parallel.timeout_seconds is {self.timeout_seconds}; it must be a finite number above 0")
         for name in ("tensor", "pipeline", "virtual_pipeline", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")

@@ -15,6 +15,7 @@ from . import accelerator
 from .config import ParallelConfig
 from .megatron import parallel_state
 from .tokens import Sharing
+from .watch import Watch
 from .world import announced_world
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -104,6 +105,10 @@ class Mesh:
         distributed.all_gather_object(values, value)
         return values
 
+    def watch(self) -> Watch:
+        """What tells, in a world of several ranks, which of them holds the others up."""
+        return Watch(limit=self.config.timeout_seconds, rank=self.rank, world=self.world_size)
+
     def barrier(self) -> None:
         distributed.barrier()
 
@@ -114,7 +119,9 @@ def build_mesh(config: ParallelConfig) -> Mesh:
     Raises ValueError when the world's size is no multiple of tensor x pipeline x context, or when the environment
     announces a world only in part.
     """
-    device = _join_world()
+    # The watch speaks first, and names the rank; what it cannot see ends a little later.
+    timeout = timedelta(seconds=config.timeout_seconds + 60)
+    device = _join_world(timeout)
     world_size = distributed.get_world_size()
     config.data_size(world_size)  # refuses a world that does not hold whole copies of the model
     instances = 1 if config.distributed_optimizer else config.data_size(world_size) * config.context
@@ -129,6 +136,7 @@ def build_mesh(config: ParallelConfig) -> Mesh:
             context_parallel_size=config.context,
             num_distributed_optimizer_instances=instances,
             create_gloo_process_groups=False,
+            distributed_timeout_minutes=timeout.total_seconds() / 60,
         )
     ulysses, ring = _divided(parallel_state.get_context_parallel_group(), config)
     return Mesh(
@@ -189,7 +197,7 @@ def _cut() -> tuple[int, ...]:
     )
 
 
-def _join_world() -> torch.device:
+def _join_world(timeout: timedelta) -> torch.device:
     device_type = accelerator.present()
     world = announced_world(os.environ)
     device = torch.device(device_type)
@@ -202,5 +210,5 @@ def _join_world() -> torch.device:
             if world
             else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
         )
-        distributed.init_process_group(BACKENDS[device_type], timeout=timedelta(minutes=10), **place)
+        distributed.init_process_group(BACKENDS[device_type], timeout=timeout, **place)
     return device
