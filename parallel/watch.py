@@ -7,6 +7,7 @@ at once, because a peer is gone, is told the same way.
 """
 
 import json
+import linecache
 import os
 import sys
 import threading
@@ -90,16 +91,17 @@ class Watch:
         try:
             yield self
         except RuntimeError as error:
-            if not isinstance(error, RankLostError) and _is_of_a_collective(error.__traceback__):
-                time.sleep(SILENT + PERIOD)  # until the one that died is known by its silence
-                raise RankLostError(f"{self.report()} ({_first_line(error)})") from error
-            raise
+            failed = _failed(error.__traceback__)
+            if failed is None:
+                raise
+            time.sleep(SILENT + PERIOD)  # until the one that died is known by its silence
+            raise RankLostError(f"{self.report(failed)} ({_first_line(error)})") from error
         finally:
             self._ended.set()
             thread.join(timeout=PERIOD)
 
-    def report(self) -> str:
-        """One line: where this rank is, and which others hold it up."""
+    def report(self, failed: str | None = None) -> str:
+        """One line: where this rank is, or which collective `failed`, and which others hold it up."""
         now = time.time()
         own = self._sighting()
         others = [seen for rank in range(self.world) if rank != self.rank and (seen := self._read(rank))]
@@ -110,7 +112,8 @@ class Watch:
         culprits = silent or behind or computing
         told = [seen.describe(now) for seen in culprits] + [f"rank {rank} never reported" for rank in unknown]
         return (
-            f"step {own.step}, {own.phase}: rank {self.rank} {'waits in' if own.waits else 'is in'} {own.place}; "
+            f"step {own.step}, {own.phase}: rank {self.rank} "
+            + (f"failed in {failed}; " if failed else f"{'waits' if own.waits else 'is'} in {own.place}; ")
             + ("; ".join(told) or "every other rank reports and waits as well")
         )
 
@@ -151,18 +154,22 @@ class Watch:
 
 
 def _place() -> tuple[str, bool]:
-    """Where this process is, its watching thread aside: in which collective, else in which function."""
-    frames = sys._current_frames()
-    main = frames.get(threading.main_thread().ident)
-    own = threading.get_ident()
+    """Where this process is, the watch aside, and whether it waits there for others."""
+    places = {}
+    for ident, frame in sys._current_frames().items():
+        while frame is not None and frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        if frame is not None:
+            places[ident] = _communication(frame) or _handle(frame), frame
     # Backward runs in threads of autograd's on an accelerator: any that communicates speaks for the rank.
-    for ident, frame in frames.items():
-        if ident != own and (name := _communication(frame)):
-            return name, True
-    return (f"{main.f_code.co_filename.rsplit('/', 1)[-1]}:{main.f_code.co_name}" if main else "nothing"), False
+    for waits_in, _ in places.values():
+        if waits_in:
+            return waits_in, True
+    _, frame = places.get(threading.main_thread().ident, (None, None))
+    return _function(frame) if frame else "nothing", False
 
 
-def _communication(frame: FrameType) -> str | None:
+def _communication(frame: FrameType | None) -> str | None:
     """The outermost communication function around a thread's innermost frame; None if that computes."""
     name = None
     while frame is not None and frame.f_code.co_filename.endswith((*COMMUNICATION, "torch/distributed/c10d_logger.py")):
@@ -172,12 +179,23 @@ def _communication(frame: FrameType) -> str | None:
     return name
 
 
-def _is_of_a_collective(traceback: TracebackType | None) -> bool:
+def _handle(frame: FrameType) -> str | None:
+    """Where a collective that was started earlier is waited for: its handle's method has no frame of its own."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return f"{_function(frame)}, for a collective it had started" if ".wait()" in line else None
+
+
+def _function(frame: FrameType) -> str:
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_code.co_name}"
+
+
+def _failed(traceback: TracebackType | None) -> str | None:
+    """The communication function that an error came out of; None if it came from elsewhere."""
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename.endswith(COMMUNICATION):
-            return True
+            return traceback.tb_frame.f_code.co_name
         traceback = traceback.tb_next
-    return False
+    return None
 
 
 def _first_line(error: Exception) -> str:
