@@ -18,6 +18,9 @@ from ..parallel.reading import shown
 
 LONGEST_PATH = 4000
 
+PROBE_LEVELS = 8
+"""Noise levels that validation asks each window at."""
+
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 
@@ -164,6 +167,16 @@ class RunConfig:
     kernels: KernelConfig
     sample: SampleConfig
 
+    def check_layout(self) -> None:
+        """Raises ValueError where the layout cannot divide the model, whatever the world."""
+        model, parallel = self.model, self.parallel
+        parallel.check_model(layers=model.layers, heads=model.heads, width=model.width, mlp_width=model.mlp_width)
+        if self.trainer.validate_every and parallel.virtual_pipeline > 1 and PROBE_LEVELS % parallel.pipeline:
+            raise ValueError(
+                f"parallel.pipeline is {parallel.pipeline}; with virtual stages validation, {PROBE_LEVELS} noise "
+                "levels at once, needs one that divides them: set trainer.validate_every to 0, or choose 2, 4 or 8"
+            )
+
     def micro_batches(self, world: int) -> int:
         """Forward passes each process accumulates in one step, in a world of `world` processes.
 
@@ -171,8 +184,7 @@ class RunConfig:
             ValueError: the layout does not fit the world, or the global batch does not split evenly.
         """
         data_size = self.parallel.data_size(world)
-        model = self.model
-        self.parallel.check_model(layers=model.layers, heads=model.heads, width=model.width, mlp_width=model.mlp_width)
+        self.check_layout()
         together = self.trainer.micro_batch * data_size
         if self.trainer.global_batch % together:
             raise ValueError(

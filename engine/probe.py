@@ -13,10 +13,11 @@ from ..model.embeddings import token_grid
 from ..model.flow import Clips, Question, squared_error
 from ..parallel.mesh import Mesh
 from ..parallel.training import Step
+from .config import PROBE_LEVELS
 from .data.shards import ShardDataset
 from .loading import to_device
 
-LEVELS = tuple((index + 0.5) / 8 for index in range(8))
+LEVELS = tuple((index + 0.5) / PROBE_LEVELS for index in range(PROBE_LEVELS))
 
 SEED = 0x50524F4245
 """Of the probe's noise, apart from any run's: the same window and level meet the same noise in every run."""

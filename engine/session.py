@@ -1,5 +1,6 @@
 """Everything a run trains with, put together from its configuration: mesh, kernels, data, model, optimizer."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,8 @@ import torch
 
 from ..kernels.config import KernelConfig
 from ..kernels.registry import KernelSet, choose
-from ..model.codecs.codec import saved_identity
+from ..model.codecs.codec import latent_size, saved_identity
+from ..model.config import PATCH
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
 from ..model.stages import stages
@@ -16,12 +18,14 @@ from ..model.weights import Source, drawn, joined
 from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
+from ..parallel.reading import file_sha256
 from ..parallel.training import DataParallel, Shape
 from ..parallel.watch import Watch
 from . import config_yaml
 from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, tensor_digests, write_facts
 from .config import OptimizerConfig, RunConfig
+from .data.manifest import MANIFEST_FILE
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepBatches, StepLoader
@@ -94,8 +98,10 @@ def open_session(config: RunConfig) -> Session:
     check_places("run.folder", config.run.folder, files=files, folders=(CHECKPOINTS, TENSORBOARD_FOLDER))
     dataset = ShardDataset(config.data.folder)
     held_out = ShardDataset(config.data.folder, "held_out") if config.trainer.validate_every else None
+    check_agreement(config, dataset, mesh)
     check_codec(dataset)
     check_widths(config, dataset)
+    check_tokens(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
     last, facts = _resumable(config, dataset, checkpoints)
     empty_caption = _empty_caption(dataset, mesh)
@@ -166,6 +172,36 @@ def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
         clip=config.clip,
         ema_decay=config.ema_decay,
     )
+
+
+def check_agreement(config: RunConfig, dataset: ShardDataset, mesh: Mesh) -> None:
+    """Refuses, on all ranks alike, ranks that were started with another configuration or see other shards.
+
+    Which samples of which bucket a step takes follows from both: ranks that agree here agree in every step, before any
+    collective.
+    """
+    said = hashlib.sha256(config_yaml.to_yaml(config).encode()).hexdigest(), file_sha256(dataset.folder / MANIFEST_FILE)
+    everyone = mesh.gathered(said)
+    for name, values in zip(("configuration", "manifest of shards"), zip(*everyone, strict=True), strict=True):
+        others = [rank for rank, value in enumerate(values) if value != values[0]]
+        if others:
+            raise ValueError(
+                f"ranks {', '.join(map(str, others))} have another {name} than rank 0: start all ranks with the same "
+                "command, and let all see the same files"
+            )
+
+
+def check_tokens(config: RunConfig, dataset: ShardDataset) -> None:
+    """Refuses more context ranks than the shortest sample has tokens of either stream."""
+    text = dataset.manifest.text.tokens
+    for bucket in dataset.buckets:
+        frames, rows, columns = latent_size(*bucket)
+        fewest = min(text, frames * (rows // PATCH) * (columns // PATCH))
+        if fewest < config.parallel.context:
+            raise ValueError(
+                f"parallel.context is {config.parallel.context}, but samples of bucket {bucket} have {fewest} tokens "
+                "in one of their streams: every context rank needs one; lower it, or leave that bucket out"
+            )
 
 
 def check_codec(dataset: ShardDataset) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from ..kernels.device import name_of, peak_memory_mib
 from ..model.cost import count_operations
+from ..model.stages import stages
 from ..parallel.durable import write_text
 from ..parallel.training import Microbatches
 from . import config_yaml
@@ -164,6 +165,7 @@ def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> floa
 def validate(session: Session) -> torch.Tensor:
     """The probe loss of the held-out samples, with the weights as they are."""
     dataset = session.held_out
+    session.model.gather()
     ids = sorted(sample for samples in dataset.samples().values() for sample in samples)
     if session.config.data.held_out_samples:
         ids = ids[: session.config.data.held_out_samples]
@@ -203,6 +205,7 @@ def _line(session: Session, step: int, result: StepResult, seconds: float, peak:
         text_tokens=text_tokens,
         batch=trainer.global_batch,
         recompute=trainer.recompute,
+        recomputing=recomputing(session.config),
     )
     return TrainingStep(
         step=step,
@@ -214,6 +217,12 @@ def _line(session: Session, step: int, result: StepResult, seconds: float, peak:
         utilisation=Utilisation.of(operations, seconds=seconds, devices=session.mesh.world_size, peak=peak),
         memory=peak_memory_mib(session.mesh.device),
     )
+
+
+def recomputing(config: RunConfig) -> set[int]:
+    """The blocks that recompute, over all pipeline runs."""
+    runs = stages(config.model, config.parallel.stages)
+    return {layer for run in runs for layer in run.recomputing(config.trainer.recompute_blocks)}
 
 
 def _what_broke(session: Training, step: int, parts: list[torch.Tensor], loss: float, grad_norm: float) -> str:

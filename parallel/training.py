@@ -100,8 +100,7 @@ class DataParallel:
 
     @torch.no_grad()
     def forward(self, step: Step, batches: Iterable[Any], microbatches: Microbatches) -> torch.Tensor:
-        """As `forward_backward`, the loss alone."""
-        self.gather()
+        """As `forward_backward`, the loss alone; after `gather`, which all data-parallel ranks do together."""
         return self._run(step, batches, microbatches, forward_only=True)
 
     def _run(self, step: Step, batches, microbatches: Microbatches, *, forward_only: bool) -> torch.Tensor:
