@@ -17,9 +17,10 @@ from contentv.model.stages import stages
 from contentv.model.weights import drawn, joined
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.layers import piece_of
-from contentv.parallel.mesh import Mesh, build_mesh, leave_world
+from contentv.parallel.mesh import build_mesh, leave_world
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
 from contentv.parallel.training import DataParallel, Shape
+from tests.parallel.faults import plant
 from tests.parallel.programs import microbatches, step_of
 
 MODEL = ModelConfig(
@@ -62,8 +63,11 @@ def prepare(layout: dict, model: dict, recompute: dict, precision: str) -> tuple
 
 def run(*, layout: dict, results: str, steps: int = 5, model: dict | None = None, recompute: dict | None = None,
         precision: str = "fp32", global_batch: int = 4, micro_batch: int = 1, mixed: bool = False,
-        fault: str = "") -> dict:  # fmt: skip
-    """Losses and gradient norms; gradients of the first step and weights after the last go to `results`/RANK.pt."""
+        learning_rate: float = LEARNING_RATE, fault: str = "") -> dict:  # fmt: skip
+    """Losses and gradient norms; gradients of the first step and weights after the last go to `results`/RANK.pt.
+
+    `mixed`: the steps go round BUCKETS, else all take the first. `fault`: of tests/parallel/faults.py.
+    """
     torch.set_num_threads(1)
     plant(fault)
     trained, optimizer = prepare(layout, model or {}, recompute or {}, precision)
@@ -82,7 +86,7 @@ def run(*, layout: dict, results: str, steps: int = 5, model: dict | None = None
         norms.append(norm.item())
         if step == 1:
             gradients = pieces(trained, gathered_gradients(trained))
-        optimizer.update(step, LEARNING_RATE, norm)
+        optimizer.update(step, learning_rate, norm)
     trained.gather()
     weights = pieces(trained, {name: parameter.detach().float() for name, parameter in trained.named_parameters()})
     averages = pieces(trained, optimizer.averaged())
@@ -121,8 +125,3 @@ def pieces(trained: DataParallel, tensors: dict[str, torch.Tensor]) -> dict[str,
         assert not tensor.narrow(piece.dim, real, tensor.shape[piece.dim] - real).any(), f"{name}: filling is not zero"
         found[name] = (piece.dim, piece.begin, piece.end, piece.count, tensor.narrow(piece.dim, 0, real).contiguous())
     return found
-
-
-def plant(fault: str) -> None:
-    assert not fault
-    _ = Mesh

@@ -1,0 +1,172 @@
+"""The layout matrix: however a world is divided, it trains what one process trains; and the faults this would show.
+
+Five steps from an initialisation that leaves no path shut, without warm-up: losses, gradient norms before clipping, the
+first step's gradients, and weights and their average after the last, tensor by tensor. Token counts are odd wherever
+ranks divide them: 18 video and 7 text tokens, or also 30 and 5 where buckets are mixed.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.parallel.layouts import TOLERANCES, differences, disagreements, run_layout
+
+MODELS = {
+    "four heads": {},
+    "three heads": {"heads": 3},
+    "six heads, sincos3d": {"heads": 6, "position": "sincos3d"},
+    "eight blocks": {"layers": 8},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One layout of a model, and how it is trained there."""
+
+    world: int
+    layout: dict = field(default_factory=dict)
+    model: str = "four heads"
+    mixed: bool = False
+    how: dict = field(default_factory=dict)
+    """Of what changes no number: recomputation, samples in a microbatch."""
+
+    def __str__(self) -> str:
+        how = {name: value for name, value in self.how.items() if name != "recompute"} | self.how.get("recompute", {})
+        words = [f"{name} {value}" for name, value in (self.layout | how).items()]
+        return ", ".join([f"{self.world} ranks", *words, self.model, *["mixed"] * self.mixed])
+
+
+FULL, SELECTIVE = {"recompute": {"recomputed": "full"}}, {"recompute": {"recomputed": "selective"}}
+FIRST = {"recompute": {"recomputed": "full", "recomputed_blocks": 1}}
+SIX, THREE, EIGHT = "six heads, sincos3d", "three heads", "eight blocks"
+SHARED = {"tensor": 2, "sequence": True}
+
+BASE = {"model": {}, "mixed": False}
+
+CASES = (
+    Case(world=1, how={"micro_batch": 4}),
+    Case(world=1, how=FULL),
+    Case(world=1, how=SELECTIVE, mixed=True, model=THREE),
+    Case(world=2, layout={"tensor": 2}),
+    Case(world=2, layout={"tensor": 2, "overlap": False}, model=THREE, mixed=True, how=SELECTIVE),
+    Case(world=2, layout=SHARED),
+    Case(world=2, layout=SHARED, model=THREE, mixed=True, how={"micro_batch": 4}),
+    Case(world=2, layout=SHARED, how=FULL),
+    Case(world=2, layout=SHARED, model=SIX, how=SELECTIVE),
+    Case(world=2, layout={"context": 2}),
+    Case(world=2, layout={"context": 2}, model=THREE, mixed=True, how=FULL),
+    Case(world=2, layout={"context": 2, "ulysses": 1}),
+    Case(world=2, layout={"context": 2, "ulysses": 1}, model=THREE, mixed=True, how={"micro_batch": 2} | FULL),
+    Case(world=2, layout={"pipeline": 2}),
+    Case(world=2, layout={"pipeline": 2}, model=THREE, mixed=True, how=FIRST),
+    Case(world=2, layout={"pipeline": 2, "virtual_pipeline": 2}, how=FIRST),
+    Case(world=2, how={"micro_batch": 2}),
+    Case(world=2, layout={"distributed_optimizer": False}, model=THREE, mixed=True),
+    Case(world=4, layout={"tensor": 4}, model=SIX),
+    Case(world=4, layout={"context": 4}, model=SIX),
+    Case(world=4, layout={"context": 4, "ulysses": 2}, model=THREE, mixed=True),
+    Case(world=4, layout={"pipeline": 4}),
+    Case(world=4, layout={"pipeline": 4, "virtual_pipeline": 2}, model=EIGHT),
+    Case(world=4, layout={"tensor": 2, "pipeline": 2}),
+    Case(world=4, layout={**SHARED, "context": 2}, model=THREE, mixed=True),
+    Case(world=4, layout={"pipeline": 2, "context": 2, "ulysses": 1}),
+    Case(world=4, layout={"tensor": 2, "distributed_optimizer": False}),
+)
+WIDE = (
+    Case(world=4, layout={"tensor": 4, "sequence": True}, model=SIX, mixed=True, how=FULL),
+    Case(world=4, layout={"context": 4, "ulysses": 1}, model=SIX, mixed=True, how=SELECTIVE),
+    Case(world=4, layout={"pipeline": 4, "virtual_pipeline": 2}, model=EIGHT, how=FIRST),
+    Case(world=4, layout={**SHARED, "pipeline": 2, "virtual_pipeline": 2}, mixed=True),
+    Case(world=4, how={}),
+    Case(world=8, layout={"tensor": 2, "pipeline": 2}),
+    Case(world=8, layout={**SHARED, "pipeline": 2, "context": 2, "ulysses": 1}, model=THREE, mixed=True),
+    Case(world=8, layout={**SHARED, "pipeline": 2, "virtual_pipeline": 2}, how=FULL | {"micro_batch": 2}),
+    Case(world=8, layout={"tensor": 2, "context": 2, "distributed_optimizer": False}, mixed=True, how=SELECTIVE),
+    Case(world=8, layout={"context": 8, "ulysses": 2}, model=SIX, mixed=True),
+    Case(world=8, layout={"pipeline": 4, "context": 2, "virtual_pipeline": 2}, model=EIGHT, how=FIRST),
+    Case(world=8, layout={"tensor": 4, "sequence": True, "context": 2}, model=SIX),
+    Case(world=8, layout={"tensor": 8, "sequence": True}, model="eight heads", mixed=True),
+)
+MODELS["eight heads"] = {"heads": 8}
+
+
+@pytest.fixture(scope="module")
+def run(rank_server, tmp_path_factory):
+    """Runs a layout, each only once; the world of one that it is compared with is `run(1, ...)` of the same model."""
+    known = {}
+
+    def run_once(world: int, layout: dict | None = None, **arguments) -> dict:
+        key = json.dumps([world, layout, arguments], sort_keys=True)
+        if key not in known:
+            folder = tmp_path_factory.mktemp("ranks")
+            known[key] = run_layout(rank_server, folder, world, layout=layout or {}, **arguments)
+        return known[key]
+
+    return run_once
+
+
+def alike(run, case: Case) -> None:
+    shared = {"model": MODELS[case.model], "mixed": case.mixed}
+    found, alone = run(case.world, case.layout, **shared, **case.how), run(1, **shared)
+    print({kind: f"{error:.1e} {where}" for kind, (error, where) in differences(found, alone).items()})
+    assert disagreements(found, alone) == {}
+
+
+def test_the_world_of_one_is_worth_comparing_with(run):
+    alone = run(1, **BASE)
+    assert len(set(alone["losses"])) == 5
+    assert min(alone["grad_norms"]) > 0.5  # clipping is at work
+    idle = {name for name, gradient in alone["gradients"].items() if not gradient.any()}
+    assert idle == {"blocks.3.text.q_gain.weight"}  # nobody asks the last text query
+    assert sum(tensor.numel() for tensor in alone["weights"].values()) > 300_000
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_layout_changes_nothing_but_rounding(run, case):
+    alike(run, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_a_wide_layout_changes_nothing_but_rounding(run, case):
+    alike(run, case)
+
+
+def test_what_fills_pieces_up_is_never_seen(run):
+    """Odd counts leave filling rows on tensor ranks; with other values in them not a bit of the run changes."""
+    for model in ({"heads": 3}, {"heads": 3, "position": "sincos3d"}):
+        usual, garbage = (run(2, SHARED, model=model, mixed=True, fault=fault) for fault in ("", "fill_with_garbage"))
+        assert differences(garbage, usual) == {kind: (0.0, where) for kind, (_, where) in differences(usual, usual).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """A fault, the layout it concerns, and what of the comparison goes red."""
+
+    fault: str
+    layout: dict
+    seen: set
+
+
+FAULTS = (
+    Planted(fault="lose_keys_in_the_ring", layout={"context": 2, "ulysses": 1}, seen=set(TOLERANCES)),
+    Planted(fault="lose_keys_in_the_exchange", layout={"context": 2}, seen=set(TOLERANCES)),
+    Planted(fault="scale_by_the_context", layout={"context": 2, "ulysses": 1}, seen={"grad_norms", "gradients"}),
+    Planted(fault="leave_gains_unreduced", layout={"tensor": 2}, seen={"gradients", "copies"}),
+    Planted(fault="leave_adaln_unreduced", layout=SHARED, seen={"gradients", "grad_norms"}),
+    Planted(fault="swap_streams", layout={"pipeline": 2}, seen={"losses", "gradients"}),
+    Planted(fault="forget_marks", layout=SHARED, seen={"gradients", "copies"}),
+    Planted(fault="batch_sends", layout={"pipeline": 2, "virtual_pipeline": 2}, seen={"losses", "gradients"}),
+)
+
+
+@pytest.mark.parametrize("planted", FAULTS, ids=lambda planted: planted.fault)
+def test_a_planted_fault_turns_the_matrix_red(run, planted):
+    found, alone = run(2, planted.layout, fault=planted.fault, **BASE), run(1, **BASE)
+    red = disagreements(found, alone)
+    print({kind: f"{error:.1e} {where}" for kind, (error, where) in differences(found, alone).items()})
+    blind = {"model": {"initialisation": "adaln_zero"}, "learning_rate": 1e-6}
+    found, alone = run(2, planted.layout, fault=planted.fault, **blind), run(1, **blind)
+    print("blind", {kind: f"{error:.1e} {where}" for kind, (error, where) in differences(found, alone).items()})
+    assert planted.seen <= set(red)
