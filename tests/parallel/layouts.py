@@ -41,6 +41,7 @@ def join(ranks: list[dict[str, tuple]]) -> tuple[dict[str, torch.Tensor], tuple[
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor, floor: float = 0.0) -> float:
+    assert found.shape == expected.shape
     return float((found - expected).norm()) / max(float(expected.norm()), floor, 1e-30)
 
 
@@ -52,11 +53,7 @@ def differences(found: dict, expected: dict) -> Worst:
         worst[series] = max((abs(one - other) / abs(other), f"step {step}") for step, (one, other) in pairs)
     for kind in ("gradients", "weights", "averages"):
         assert found[kind].keys() == expected[kind].keys(), found[kind].keys() ^ expected[kind].keys()
-        # Some gradients are exactly zero, such as that of the text query nobody asks.
-        floor = 1e-6 * max(float(tensor.norm()) for tensor in expected[kind].values())
-        for name, tensor in expected[kind].items():
-            assert found[kind][name].shape == tensor.shape, name
-        worst[kind] = max((relative(found[kind][name], tensor, floor), name) for name, tensor in expected[kind].items())
+        worst[kind] = max((error, name) for name, error in errors(found, expected, kind, 1e-6).items())
     return worst
 
 
@@ -64,3 +61,35 @@ def disagreements(found: dict, expected: dict) -> Worst:
     """Of the differences, those past tolerance: empty where both trained the same model."""
     worst = differences(found, expected)
     return {kind: entry for kind, entry in worst.items() if not entry[0] <= TOLERANCES[kind]}
+
+
+def excess(found: dict, alone: dict, exact: dict, floor: float) -> Worst:
+    """Of a low precision's error in a layout, what one process does not make: worst err(found) - 2 err(alone).
+
+    Errors are those from `exact`, the world of one in fp32: of each value of a series, of each gradient, of all weights
+    together (root of the mean square of the tensors' errors): Adam makes a whole step of the sign of a gradient near
+    zero, and in which few elements of one small bias signs turn is chance. Agreement: nothing above `floor`.
+    """
+    worst = {}
+    for series in ("losses", "grad_norms"):
+        triples = enumerate(zip(found[series], alone[series], exact[series], strict=True), 1)
+        worst[series] = max(
+            ((abs(one - truth) - 2 * abs(other - truth)) / abs(truth), f"step {step}")
+            for step, (one, other, truth) in triples
+        )
+    ours, theirs = errors(found, exact, "gradients", floor), errors(alone, exact, "gradients", floor)
+    worst["gradients"] = max((error - 2 * theirs[name], name) for name, error in ours.items())
+    for kind in ("weights", "averages"):
+        ours, theirs = errors(found, exact, kind, floor), errors(alone, exact, kind, floor)
+        worst[kind] = quadratic_mean(ours) - 2 * quadratic_mean(theirs), "all tensors"
+    return {kind: entry for kind, entry in worst.items() if not entry[0] <= floor}
+
+
+def errors(found: dict, exact: dict, kind: str, floor: float) -> dict[str, float]:
+    """Tensor by tensor, relative; to `floor` times the largest where a tensor is smaller, or exactly zero."""
+    least = floor * max(float(tensor.norm()) for tensor in exact[kind].values())
+    return {name: relative(found[kind][name], tensor, least) for name, tensor in exact[kind].items()}
+
+
+def quadratic_mean(values: dict[str, float]) -> float:
+    return (sum(value**2 for value in values.values()) / len(values)) ** 0.5
