@@ -16,6 +16,7 @@ MODELS = {
     "four heads": {},
     "three heads": {"heads": 3},
     "six heads, sincos3d": {"heads": 6, "position": "sincos3d"},
+    "eight heads": {"heads": 8},
     "eight blocks": {"layers": 8},
 }
 
@@ -81,14 +82,14 @@ WIDE = (
     Case(world=4, how={}),
     Case(world=8, layout={"tensor": 2, "pipeline": 2}),
     Case(world=8, layout={**SHARED, "pipeline": 2, "context": 2, "ulysses": 1}, model=THREE, mixed=True),
-    Case(world=8, layout={**SHARED, "pipeline": 2, "virtual_pipeline": 2}, how=FULL | {"micro_batch": 2}),
+    Case(world=8, layout={**SHARED, "pipeline": 2, "virtual_pipeline": 2}, how=FULL),
     Case(world=8, layout={"tensor": 2, "context": 2, "distributed_optimizer": False}, mixed=True, how=SELECTIVE),
     Case(world=8, layout={"context": 8, "ulysses": 2}, model=SIX, mixed=True),
+    Case(world=8, layout={"context": 8, "ulysses": 1}, mixed=True),
     Case(world=8, layout={"pipeline": 4, "context": 2, "virtual_pipeline": 2}, model=EIGHT, how=FIRST),
     Case(world=8, layout={"tensor": 4, "sequence": True, "context": 2}, model=SIX),
     Case(world=8, layout={"tensor": 8, "sequence": True}, model="eight heads", mixed=True),
 )
-MODELS["eight heads"] = {"heads": 8}
 
 
 @pytest.fixture(scope="module")
