@@ -179,7 +179,7 @@ def _block_backward(kernel, asked: tuple[Tensor, ...], scale: float, lse, d_out,
 
 
 def _is_nothing(q_BHQE: Tensor, block_J: Tensor) -> bool:
-    """No queries, or no keys to ask: kernels take both from 1. A short clip leaves some context ranks without tokens."""
+    """No queries or no keys: kernels take both from 1. A short clip leaves some context ranks without tokens."""
     return q_BHQE.shape[-2] == 0 or block_J.shape[-2] == 0
 
 
