@@ -124,6 +124,8 @@ class _Ring(torch.autograd.Function):
     def forward(ctx, q_BHQE, k_BHJE, v_BHJE, blocks, group, kernel, scale):
         out, lse = None, None
         for block_BHJE in _travelling(torch.stack([k_BHJE, v_BHJE]), blocks, group):
+            if _is_nothing(q_BHQE, block_BHJE):
+                continue
             part, part_lse = kernel(q_BHQE, *block_BHJE.unbind(), scale=scale)
             if out is None:
                 out, lse = part.float(), part_lse
@@ -131,6 +133,8 @@ class _Ring(torch.autograd.Function):
             joined = torch.logaddexp(lse, part_lse)
             out = out * (lse - joined).exp()[..., None] + part * (part_lse - joined).exp()[..., None]
             lse = joined
+        if out is None:
+            out, lse = q_BHQE.float(), q_BHQE.new_empty(q_BHQE.shape[:3])  # nobody asks: as empty as the queries
         out = out.to(q_BHQE.dtype)
         ctx.save_for_backward(q_BHQE, k_BHJE, v_BHJE, out, lse)
         ctx.rest = blocks, group, kernel, scale
@@ -146,13 +150,8 @@ class _Ring(torch.autograd.Function):
         d_q, d_kv, wait_for_previous = 0, None, None
         rank, size = group.rank(), group.size()
         for hop, block_BHJE in enumerate(_travelling(torch.stack([k_BHJE, v_BHJE]), blocks, group)):
-            with torch.enable_grad():
-                inputs = [tensor.detach().requires_grad_() for tensor in (q_BHQE, *block_BHJE.unbind())]
-                part, part_lse = kernel(*inputs, scale=scale)
-            weight = (part_lse.detach() - lse).exp()
-            d_part_lse = weight * ((part.detach() * d_out).sum(-1) - delta)
-            d_part = (weight[..., None] * d_out).to(part.dtype)
-            d_block = torch.autograd.grad((part, part_lse), inputs, (d_part, d_part_lse))
+            asked = q_BHQE, *block_BHJE.unbind()
+            d_block = _block_backward(kernel, asked, scale, lse, d_out, delta)
             d_q = d_q + d_block[0].float()
             mine = torch.stack(d_block[1:]).float()
             if d_kv is not None:
@@ -164,6 +163,24 @@ class _Ring(torch.autograd.Function):
         wait_for_previous()
         d_k, d_v = d_kv.to(k_BHJE.dtype).unbind()
         return d_q.to(q_BHQE.dtype), d_k, d_v, None, None, None, None
+
+
+def _block_backward(kernel, asked: tuple[Tensor, ...], scale: float, lse, d_out, delta) -> tuple[Tensor, ...]:
+    """Gradients of queries, keys and values through one block, which is computed again."""
+    if _is_nothing(asked[0], asked[1]):
+        return tuple(torch.zeros_like(tensor) for tensor in asked)
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in asked]
+        part, part_lse = kernel(*inputs, scale=scale)
+    weight = (part_lse.detach() - lse).exp()
+    d_part_lse = weight * ((part.detach() * d_out).sum(-1) - delta)
+    d_part = (weight[..., None] * d_out).to(part.dtype)
+    return torch.autograd.grad((part, part_lse), inputs, (d_part, d_part_lse))
+
+
+def _is_nothing(q_BHQE: Tensor, block_J: Tensor) -> bool:
+    """No queries or no keys: kernels take both from 1. A short clip leaves some context ranks without tokens."""
+    return q_BHQE.shape[-2] == 0 or block_J.shape[-2] == 0
 
 
 def _travelling(kv_2BHJE: Tensor, blocks: list[int], group):

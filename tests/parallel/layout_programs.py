@@ -20,7 +20,9 @@ from contentv.parallel.layers import piece_of
 from contentv.parallel.mesh import Mesh, build_mesh, leave_world
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
 from contentv.parallel.training import DataParallel, Shape
+from tests.parallel.faults import plant
 from tests.parallel.programs import microbatches, step_of
+from tests.parallel.traffic import Traffic
 
 MODEL = ModelConfig(
     layers=4, heads=4, head_width=16, text_width=12, pooled_width=10, channels=4, position="rope3d",
@@ -60,29 +62,39 @@ def prepare(layout: dict, model: dict, recompute: dict, precision: str) -> tuple
     return trained, optimizer
 
 
+def objective() -> FlowMatching:
+    empty = Caption(torch.zeros(TEXT_TOKENS, 12), torch.zeros(10))
+    return FlowMatching(FlowConfig(caption_dropout=0.3), choose("cpu"), SEED, empty)
+
+
+def batches_of(step: int, mesh: Mesh, global_batch: int, micro_batch: int, bucket: tuple[int, int, int]) -> list[Clips]:
+    """This rank's microbatches of a step."""
+    share = global_batch // mesh.data_size
+    first = (step - 1) * global_batch + mesh.data_rank * share
+    return [clips(list(range(at, at + micro_batch)), bucket) for at in range(first, first + share, micro_batch)]
+
+
 def run(*, layout: dict, results: str, steps: int = 5, model: dict | None = None, recompute: dict | None = None,
         precision: str = "fp32", global_batch: int = 4, micro_batch: int = 1, mixed: bool = False,
-        fault: str = "") -> dict:  # fmt: skip
-    """Losses and gradient norms; gradients of the first step and weights after the last go to `results`/RANK.pt."""
+        learning_rate: float = LEARNING_RATE, fault: str = "") -> dict:  # fmt: skip
+    """Losses and gradient norms; gradients of the first step and weights after the last go to `results`/RANK.pt.
+
+    `mixed`: the steps go round BUCKETS, else all take the first. `fault`: of tests/parallel/faults.py.
+    """
     torch.set_num_threads(1)
     plant(fault)
     trained, optimizer = prepare(layout, model or {}, recompute or {}, precision)
-    mesh, flow = trained.mesh, FlowMatching(
-        FlowConfig(caption_dropout=0.3), choose("cpu"), SEED, Caption(torch.zeros(TEXT_TOKENS, 12), torch.zeros(10))
-    )  # fmt: skip
+    mesh, flow = trained.mesh, objective()
     losses, norms, gradients = [], [], {}
     for step in range(1, steps + 1):
-        share = global_batch // mesh.data_size
-        first = (step - 1) * global_batch + mesh.data_rank * share
-        bucket = BUCKETS[step % len(BUCKETS) if mixed else 0]
-        batches = [clips(list(range(at, at + micro_batch)), bucket) for at in range(first, first + share, micro_batch)]
+        batches = batches_of(step, mesh, global_batch, micro_batch, BUCKETS[step % len(BUCKETS) if mixed else 0])
         loss = trained.forward_backward(step_of(flow, step), batches, microbatches(batches, mesh))
         losses.append((mesh.sum_of_parts(loss) / mesh.data_size).item())
         norm = optimizer.gradient_norm()
         norms.append(norm.item())
         if step == 1:
             gradients = pieces(trained, gathered_gradients(trained))
-        optimizer.update(step, LEARNING_RATE, norm)
+        optimizer.update(step, learning_rate, norm)
     trained.gather()
     weights = pieces(trained, {name: parameter.detach().float() for name, parameter in trained.named_parameters()})
     averages = pieces(trained, optimizer.averaged())
@@ -123,6 +135,21 @@ def pieces(trained: DataParallel, tensors: dict[str, torch.Tensor]) -> dict[str,
     return found
 
 
-def plant(fault: str) -> None:
-    assert not fault
-    _ = Mesh
+def count_traffic(*, layout: dict, model: dict | None = None, recompute: dict | None = None, precision: str = "fp32",
+                  global_batch: int = 4, micro_batch: int = 1) -> dict:  # fmt: skip
+    """Where this rank stands, and the bytes it sends in a step, by axis.
+
+    Of the second step, which gathers the weights of the first.
+    """
+    torch.set_num_threads(1)
+    trained, optimizer = prepare(layout, model or {}, recompute or {}, precision)
+    mesh, flow = trained.mesh, objective()
+    for step in (1, 2):
+        batches = batches_of(step, mesh, global_batch, micro_batch, BUCKETS[0])
+        with Traffic() as traffic:
+            trained.forward_backward(step_of(flow, step), batches, microbatches(batches, mesh))
+            optimizer.update(step, LEARNING_RATE, optimizer.gradient_norm())
+    place = {"tensor": mesh.tensor.rank(), "context": mesh.context.rank(), "pipeline": mesh.pipeline.rank()}
+    sent = traffic.by_axis(mesh)
+    leave_world()
+    return {"place": place, "sent": sent, "data": mesh.data_size}
