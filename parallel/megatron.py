@@ -15,7 +15,11 @@ with warnings.catch_warnings():
     # Without transformer-engine and apex megatron says at import that it uses torch's own kernels; ours replace them.
     warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+    from megatron.core.dist_checkpointing.mapping import (
+        LocalNonpersistentObject,
+        ShardedTensor,
+        ShardedTensorFactory,
+    )
     from megatron.core.dist_checkpointing.strategies.filesystem_async import _get_write_results_queue
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import (
@@ -53,6 +57,7 @@ __all__ = [
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "DistributedOptimizer",
+    "LocalNonpersistentObject",
     "MegatronModule",
     "MegatronOptimizerConfig",
     "ModelParallelConfig",
