@@ -18,7 +18,13 @@ from pathlib import Path
 import torch
 
 from .durable import publish_folder
-from .megatron import ShardedTensor, StrictHandling, _get_write_results_queue, dist_checkpointing
+from .megatron import (
+    ShardedTensor,
+    ShardedTensorFactory,
+    StrictHandling,
+    _get_write_results_queue,
+    dist_checkpointing,
+)
 from .mesh import Mesh
 from .optimizer import Optimizer
 from .reading import file_sha256
@@ -113,13 +119,15 @@ def load(stored: VerifiedTensors, model: DataParallel, optimizer: Optimizer) -> 
 def load_weights(stored: VerifiedTensors, module: torch.nn.Module, *, averaged: bool) -> None:
     """Sets the weights alone, from the average or the weights of a checkpoint, without an optimizer."""
     wanted = module.sharded_state_dict(metadata=_metadata(module.mesh))
-    wanted = {name: entry for name, entry in wanted.items() if isinstance(entry, ShardedTensor)}
+    wanted = {name: entry for name, entry in wanted.items() if isinstance(entry, ShardedTensor | ShardedTensorFactory)}
     prefix = "optimizer.state.ema." if averaged else ""
     for entry in wanted.values():
         entry.key = prefix + entry.key
         if averaged:
             # The average is stored in fp32 whatever the weights' precision is.
-            entry.data, entry.dtype = torch.empty_like(entry.data, dtype=torch.float32), torch.float32
+            entry.data = torch.empty_like(entry.data, dtype=torch.float32)
+            if isinstance(entry, ShardedTensor):
+                entry.dtype = torch.float32
     loaded = dist_checkpointing.load(wanted, str(stored.folder / TENSORS))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
