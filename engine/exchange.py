@@ -51,4 +51,5 @@ def import_weights(folder: str | Path, config: RunConfig, position: Position | N
     session = open_session(config)
     set_weights(session.model, session.optimizer, config, source.tensor)
     session.save(0)
+    session.settle(wait=True)
     return config_yaml.save(session.config, config.run.folder)

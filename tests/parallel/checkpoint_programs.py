@@ -9,6 +9,7 @@ from contentv.model.mmdit import build
 from contentv.parallel import checkpoint
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import build_mesh, leave_world
+from contentv.parallel.writing import PlannedWrite
 from contentv.tests.parallel.programs import GLOBAL_BATCH, MODEL, spoil, take_step, training
 
 
@@ -31,7 +32,8 @@ def interrupted(*, folder: str) -> dict:
     def attempt(name: str, describe=describe) -> list[str]:
         try:
             checkpoint.save(root / name, model, optimizer, describe)
-        except Accident:
+        except OSError as error:
+            assert "rank 0: Accident: " in str(error) and name in str(error)
             return listing()
         raise AssertionError("the accident did not happen")
 
@@ -40,10 +42,10 @@ def interrupted(*, folder: str) -> dict:
     take_step(model, optimizer, 1, GLOBAL_BATCH)
     seen = {"describe": attempt("second", describe=_break_describing)}
 
-    whole_save = checkpoint.dist_checkpointing.save
-    checkpoint.dist_checkpointing.save = _break_writing
+    whole_write = PlannedWrite.write
+    PlannedWrite.write = _break_writing
     seen["write"] = attempt("third")
-    checkpoint.dist_checkpointing.save = whole_save
+    PlannedWrite.write = whole_write
 
     seen["kept"] = contents(root / "first") == before
     (root / ".second.partial" / "junk").write_text("of a killed save")
@@ -65,8 +67,8 @@ def _break_describing(partial: Path, _digests: dict) -> None:
     raise Accident
 
 
-def _break_writing(_content, folder: str) -> None:
-    (Path(folder) / "half.distcp").write_bytes(b"half a tensor")
+def _break_writing(planned: PlannedWrite) -> list:
+    (Path(planned._writer.checkpoint_dir) / "half.distcp").write_bytes(b"half a tensor")
     raise Accident
 
 
