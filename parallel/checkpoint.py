@@ -25,7 +25,13 @@ from pathlib import Path
 import torch
 
 from .durable import publish_folder
-from .megatron import ShardedTensor, ShardedTensorFactory, StrictHandling, dist_checkpointing
+from .megatron import (
+    FullyParallelSaveStrategyWrapper,
+    ShardedTensor,
+    ShardedTensorFactory,
+    StrictHandling,
+    dist_checkpointing,
+)
 from .mesh import Mesh
 from .optimizer import Optimizer
 from .reading import file_sha256
@@ -74,7 +80,13 @@ def start(folder: Path, model: DataParallel, optimizer: Optimizer, describe: Des
             (partial / TENSORS).mkdir(parents=True)
     model.gather()
     planner = Planner()
-    dist_checkpointing.save(_snapshot(model, optimizer), str(partial / TENSORS), planner, async_sharded_save=True)
+    dist_checkpointing.save(
+        _snapshot(model, optimizer),
+        str(partial / TENSORS),
+        # Data-parallel ranks hold the same tensors; each writes a part of them.
+        FullyParallelSaveStrategyWrapper(planner, mesh.data_and_context),
+        async_sharded_save=True,
+    )
     return Saving(folder, partial, mesh, planner.planned, describe)
 
 

@@ -24,6 +24,7 @@ with warnings.catch_warnings():
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import (
@@ -64,6 +65,7 @@ __all__ = [
     "DistributedDataParallelConfig",
     "DistributedOptimizer",
     "FileSystemWriterAsync",
+    "FullyParallelSaveStrategyWrapper",
     "LocalNonpersistentObject",
     "MegatronModule",
     "MegatronOptimizerConfig",
