@@ -141,16 +141,14 @@ def alike(mesh: Mesh, folder: Path) -> Iterator[None]:
     Raises:
         OSError: of `folder`, naming the rank and what it met.
     """
-    failure = None
+    failure = told = None
     try:
         yield
     except Exception as error:
         failure = error
-    told = None if failure is None else f"rank {mesh.rank}: {type(failure).__name__}: {failure}"
-    first = next((each for each in mesh.gathered(told) if each), None)
-    if first is not None:
-        number = getattr(failure, "errno", None) or errno.EIO
-        raise OSError(number, f"the checkpoint was not saved ({first})", str(folder)) from failure
+        told = getattr(error, "errno", None) or errno.EIO, f"rank {mesh.rank}: {type(error).__name__}: {error}"
+    for number, words in filter(None, mesh.gathered(told)):
+        raise OSError(number, f"the checkpoint was not saved ({words})", str(folder)) from failure
 
 
 def verify(folder: Path, digests: Digests, mesh: Mesh) -> VerifiedTensors:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -19,17 +20,15 @@ from contentv.parallel.mesh import leave_world
 from contentv.tests.parallel.layout_programs import pieces
 from tests.engine.small_run import small_config
 
-MOMENTS = ("step", "copying", "half a file", "before the name", "after the name", "removing")
-"""When a rank may be killed: in the middle of a step, or of one of a save's parts."""
 
+def live(*, moment: str | None = None, number: int = 0, victim: int | None = None, **wanted) -> dict:
+    """Trains as `config_of(**wanted)` says; dies the `number`th time that it comes to `moment`, counted from 1.
 
-def live(*, moment: str | None = None, save: int = 0, victim: int | None = None, **wanted) -> dict:
-    """Trains as `config_of(**wanted)` says; dies at `moment` of save number `save`, counted from 1 in this process.
-
-    `victim`: the one rank that dies; None: all do, as in a power failure.
+    `moment` "time": `number` milliseconds after the first step began. `victim`: the one rank that dies; None: all do,
+    as in a power failure.
     """
     if moment is not None and victim in (None, int(os.environ["RANK"])):
-        arrange_death(moment, save)
+        arrange_death(moment, number)
     read = record_reading()
     outcome = trainer.train(config_of(**wanted), StopSignals())
     leave_world()
@@ -64,7 +63,14 @@ def record_reading() -> list[list[int]]:
 
 def arrange_death(moment: str, number: int) -> None:
     """Replaces what `moment` names by a function that ends the process in it, the `number`th time."""
+
+    def later(original, *given):
+        threading.Timer(milliseconds / 1000, die).start()
+        return original(*given)
+
+    milliseconds, number = (number, 1) if moment == "time" else (0, number)
     owner, name, fatal = {
+        "time": (trainer, "take_step", later),
         "step": (trainer, "take_step", lambda original, *given: die()),
         "copying": (checkpoint, "_snapshot", lambda original, *given: original(*given) and die()),
         "half a file": (FileSystemWriterAsync, "write_preloaded_data", _half),
@@ -75,10 +81,11 @@ def arrange_death(moment: str, number: int) -> None:
     original, calls = getattr(owner, name), []
 
     def counted(*given, **named):
-        if name != "rmtree" or Path(given[0]).parent.name == checkpoints.FOLDER:
+        # Of removals, those of what has been complete.
+        if name != "rmtree" or Path(given[0], checkpoints.FACTS_FILE).exists():
             calls.append(1)
-        if len(calls) == number:
-            return fatal(original, *given, **named)
+            if len(calls) == number:
+                return fatal(original, *given, **named)
         return original(*given, **named)
 
     setattr(owner, name, staticmethod(counted) if isinstance(owner, type) else counted)
@@ -96,7 +103,6 @@ def _half(original, transforms, number, bucket, **queues) -> None:
 
 
 def _half_removed(original, folder, *_, **__) -> None:
-    assert (Path(folder) / "checkpoint.json").exists(), f"{folder} is none of the old ones"
     for path in sorted(Path(folder, "tensors").iterdir())[:2]:
         path.unlink()
     die()
@@ -127,5 +133,3 @@ def hold(*, results: str, **wanted) -> dict:
 def run_command(*, argv: list[str]) -> dict:
     """`contentv train` with these words."""
     return {"status": command.main(argv)}
-
-

@@ -18,3 +18,11 @@ def test_a_nan_that_one_rank_reads_stops_both_before_the_update(rank_server, sha
     told = {answer["told"] for answer in answers}
     assert len(told) == 1 and "sample ids [3]" in told.pop()
     assert not CheckpointFolder(tmp_path).steps()
+
+
+def test_a_checkpoint_that_one_rank_cannot_write_stops_both(rank_server, shards, tmp_path):
+    one, other = rank_server.run(2, f"{PROGRAMS}:write_fails_on_one", shards=str(shards), folder=str(tmp_path))
+    assert one == other and "rank 1: OSError: [Errno 28] No space left" in one["told"]
+    # Not only when the next one is due.
+    assert 2 < one["steps"] <= 4
+    assert not CheckpointFolder(tmp_path).steps()
