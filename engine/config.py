@@ -102,6 +102,9 @@ class TrainerConfig:
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; 0: all."""
+    async_checkpoint: bool = True
+    """True: a step that saves only copies the state, and training goes on while a thread writes the copy; False: it
+    waits until the checkpoint is on disk. What is saved, and what is trained, is the same to the bit."""
     log_every: int = 10
     """Steps between visits of the device's values to the host; every step has its line all the same."""
     validate_every: int = 0

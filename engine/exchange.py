@@ -53,4 +53,5 @@ def import_weights(folder: str | Path, config: RunConfig, position: Position | N
     session = open_session(replace(config, parallel=ParallelConfig()))
     set_weights(session.model, session.optimizer, config, source.tensor)
     session.save(0)
+    session.settle(wait=True)
     return config_yaml.save(replace(session.config, parallel=config.parallel), config.run.folder)

@@ -30,6 +30,7 @@ from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepBatches, StepLoader
 from .run_files import METRICS_FILE, OUTCOME_FILE, TENSORBOARD_FOLDER
+from .saving import Saver
 from .writable import check_folder, check_places
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,6 +59,9 @@ class Training:
         """The global sample index at which update `step` begins."""
         return self.first_sample + (step - 1 - self.first_step) * self.config.trainer.global_batch
 
+    def settle(self, *, wait: bool = False) -> None:
+        """Nothing is saved here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Session(Training):
@@ -66,9 +70,10 @@ class Session(Training):
     dataset: ShardDataset
     held_out: ShardDataset | None
     """What validation reads; None where there is none."""
+    saver: Saver
 
-    def save(self, step: int) -> Path:
-        """Writes the checkpoint of `step` (all ranks together) and lets the oldest go."""
+    def save(self, step: int) -> None:
+        """Begins the checkpoint of `step`; it is there once `settle` has waited for it. All ranks together."""
         facts = CheckpointFacts(
             step=step,
             sample_index=self.sample_index(step + 1),
@@ -78,10 +83,11 @@ class Session(Training):
             clip_size=max(self.dataset.buckets),
         )
         describe = partial(write_facts, facts=facts, config=self.config, codec_folder=self.dataset.codec_folder)
-        checkpoint.save(self.checkpoints.path(step), self.model, self.optimizer, describe)
-        if self.mesh.rank == 0:
-            self.checkpoints.prune(self.config.trainer.keep_checkpoints)
-        return self.checkpoints.path(step)
+        self.saver.save(step, describe)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Publishes the checkpoint on its way if it is written, or waits until it is. All ranks together."""
+        self.saver.settle(wait=wait)
 
 
 def open_session(config: RunConfig) -> Session:
@@ -125,6 +131,13 @@ def open_session(config: RunConfig) -> Session:
         model=model,
         optimizer=optimizer,
         checkpoints=checkpoints,
+        saver=Saver(
+            model,
+            optimizer,
+            checkpoints,
+            keep=config.trainer.keep_checkpoints,
+            is_asynchronous=config.trainer.async_checkpoint,
+        ),
         first_step=facts.step if facts else 0,
         first_sample=facts.sample_index if facts else 0,
         watch=mesh.watch(),

@@ -100,6 +100,7 @@ def run_steps(session: Session, signals: StopSignals, metrics: MetricsWriter, pe
         started = time.monotonic()
         result = take_step(session, step + 1, signals)
         step, stop = step + 1, result.stop
+        session.settle()
         metrics.training(_line(session, step, result, time.monotonic() - started, peak))
         # Asked to stop, it has seconds, not a validation's minutes.
         if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
@@ -109,6 +110,8 @@ def run_steps(session: Session, signals: StopSignals, metrics: MetricsWriter, pe
             watch.at(step, "checkpoint")
             metrics.flush()
             session.save(step)
+    watch.at(step, "checkpoint")
+    session.settle(wait=True)
     return step
 
 
@@ -235,6 +238,7 @@ def _what_broke(session: Training, step: int, parts: list[torch.Tensor], loss: f
         broken[mesh.data_rank * share : (mesh.data_rank + 1) * share] = mine
     flagged = [sample for sample, flag in zip(ids, mesh.largest(broken).tolist(), strict=True) if flag]
     which = f"sample ids {flagged}" if flagged else f"no single sample's loss; the batch was sample ids {ids}"
+    session.settle(wait=True)
     last = session.checkpoints.latest()
     return (
         f"step {step} is not finite (loss {loss}, gradient norm {grad_norm}): {which}. The update was skipped; the "

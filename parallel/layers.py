@@ -13,6 +13,7 @@ from ..kernels.joint_attention import JointAttention
 from .attention import ContextAttention
 from .megatron import (
     ColumnParallelLinear,
+    LocalNonpersistentObject,
     MegatronModule,
     ModelParallelConfig,
     ModelType,
@@ -166,6 +167,15 @@ class ShardedModule(MegatronModule):
         super().__init__(config)
         self.received: torch.Tensor | None = None
 
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """megatron's own, which takes whatever a container of torch's holds for replicated, but for containers."""
+        entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for name, child in self.named_children():
+            if isinstance(child, torch.nn.ModuleDict):
+                for key, module in child.items():
+                    entries |= module.sharded_state_dict(f"{prefix}{name}.{key}.", sharded_offsets, metadata)
+        return entries
+
     def set_input_tensor(self, tensors: list[torch.Tensor | None] | torch.Tensor | None) -> None:
         """Called by the schedule: what the pipeline stage before this one sent; None on the first."""
         self.received = tensors[0] if isinstance(tensors, list) else tensors
@@ -238,29 +248,33 @@ def _factory(entry: ShardedTensor, dim: int, units: int, rank: int, ranks: int) 
     shape = entry.data.shape
     unit = shape[dim] // each
 
-    def build(key: str, tensor: torch.Tensor, replica, _flattened_range) -> list[ShardedTensor]:
-        """One entry for each unit this rank has: a box must be a whole multiple of its offset's step."""
-        whole = (*shape[:dim], unit * units, *shape[dim + 1 :])
-        return [
-            ShardedTensor(
+    def with_size(size: int) -> tuple[int, ...]:
+        return (*shape[:dim], size, *shape[dim + 1 :])
+
+    def build(key: str, tensor: torch.Tensor, replica, _flattened_range) -> dict:
+        """One entry for each unit this rank has, since a box must be a whole multiple of its offset's step; and last
+        the zeros, which stay here: a rank without a unit would have no entry, which megatron forgets on its way."""
+        pieces = {
+            number: ShardedTensor(
                 key=key,
                 data=tensor.narrow(dim, number * unit, unit).detach(),
                 dtype=tensor.dtype,
-                local_shape=(*shape[:dim], unit, *shape[dim + 1 :]),
-                global_shape=whole,
+                local_shape=with_size(unit),
+                global_shape=with_size(unit * units),
                 global_offset=tuple((rank * each + number) * unit if axis == dim else 0 for axis in range(len(shape))),
                 axis_fragmentations=tuple(units if axis == dim else 1 for axis in range(len(shape))),
                 replica_id=replica,
             )
             for number in range(real)
-        ]
-
-    def merge(pieces: list[torch.Tensor]) -> torch.Tensor:
-        zeros = entry.data.new_zeros(*shape[:dim], (each - real) * unit, *shape[dim + 1 :])
-        return torch.cat([*pieces, zeros.to(pieces[0].dtype) if pieces else zeros], dim=dim)
+        }
+        return {**pieces, real: LocalNonpersistentObject(tensor.new_zeros(with_size((each - real) * unit)))}
 
     return ShardedTensorFactory(
-        key=entry.key, data=entry.data, build_fn=build, merge_fn=merge, replica_id=entry.replica_id
+        key=entry.key,
+        data=entry.data,
+        build_fn=build,
+        merge_fn=lambda pieces: torch.cat([pieces[number] for number in sorted(pieces)], dim=dim),
+        replica_id=entry.replica_id,
     )
 
 

@@ -105,6 +105,12 @@ class Mesh:
         distributed.all_gather_object(values, value)
         return values
 
+    def collected(self, value: Any) -> list[Any]:
+        """Every rank's plain value, in the order of ranks, on rank 0; on the others nothing."""
+        values: list[Any] = [None] * self.world_size if self.rank == 0 else []
+        distributed.gather_object(value, values or None, dst=0)
+        return values
+
     def watch(self) -> Watch:
         """What tells, in a world of several ranks, which of them holds the others up."""
         return Watch(limit=self.config.timeout_seconds, rank=self.rank, world=self.world_size)

@@ -1,5 +1,6 @@
 """What the ranks of a small world run through `engine.trainer.train`."""
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from contentv.engine.run_files import METRICS_FILE
 from contentv.engine.signals import StopSignals
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import leave_world
+from contentv.parallel.writing import PlannedWrite
 from tests.engine.small_run import small_config
 
 
@@ -64,6 +66,27 @@ def disagree(*, shards: str, folder: str) -> dict:
         trainer.train(_config(folder, shards, seed=rank), StopSignals())
     except ValueError as error:
         return {"rank": rank, "told": str(error)}
+    finally:
+        leave_world()
+    raise AssertionError("nobody noticed")
+
+
+def write_fails_on_one(*, shards: str, folder: str) -> dict:
+    """Rank 1 cannot write its share of the first checkpoint; every rank must say so, in the same step."""
+    rank, write = _rank(), PlannedWrite.write
+
+    def fail(planned):
+        if rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(planned)
+
+    PlannedWrite.write = fail
+    steps, take_step = [], trainer.take_step
+    trainer.take_step = lambda session, step, signals: (steps.append(step), take_step(session, step, signals))[1]
+    try:
+        trainer.train(_config(folder, shards, checkpoint_every=2), StopSignals())
+    except OSError as error:
+        return {"steps": len(steps), "told": str(error)}
     finally:
         leave_world()
     raise AssertionError("nobody noticed")

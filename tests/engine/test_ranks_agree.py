@@ -55,3 +55,11 @@ def test_training_and_validation_are_those_of_one_rank(rank_server, alone, shard
     lines = validated(rank_server, world, layout, shards, tmp_path)
     assert sum("validation_loss" in line for line in alone) == 3
     assert lines == [pytest.approx(line, rel=1e-5) for line in alone]
+
+
+def test_a_checkpoint_that_one_rank_cannot_write_stops_both(rank_server, shards, tmp_path):
+    one, other = rank_server.run(2, f"{PROGRAMS}:write_fails_on_one", shards=str(shards), folder=str(tmp_path))
+    assert one == other and "rank 1: OSError: [Errno 28] No space left" in one["told"]
+    # Not only when the next one is due.
+    assert 2 < one["steps"] <= 4
+    assert not CheckpointFolder(tmp_path).steps()
