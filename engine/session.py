@@ -9,8 +9,7 @@ import torch
 
 from ..kernels.config import KernelConfig
 from ..kernels.registry import KernelSet, choose
-from ..model.codecs.codec import latent_size, saved_identity
-from ..model.config import PATCH
+from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
 from ..model.stages import stages
@@ -107,7 +106,6 @@ def open_session(config: RunConfig) -> Session:
     check_agreement(config, dataset, mesh)
     check_codec(dataset)
     check_widths(config, dataset)
-    check_tokens(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
     last, facts = _resumable(config, dataset, checkpoints)
     empty_caption = _empty_caption(dataset, mesh)
@@ -201,19 +199,6 @@ def check_agreement(config: RunConfig, dataset: ShardDataset, mesh: Mesh) -> Non
             raise ValueError(
                 f"ranks {', '.join(map(str, others))} have another {name} than rank 0: start all ranks with the same "
                 "command, and let all see the same files"
-            )
-
-
-def check_tokens(config: RunConfig, dataset: ShardDataset) -> None:
-    """Refuses more context ranks than the shortest sample has tokens of either stream."""
-    text = dataset.manifest.text.tokens
-    for bucket in dataset.buckets:
-        frames, rows, columns = latent_size(*bucket)
-        fewest = min(text, frames * (rows // PATCH) * (columns // PATCH))
-        if fewest < config.parallel.context:
-            raise ValueError(
-                f"parallel.context is {config.parallel.context}, but samples of bucket {bucket} have {fewest} tokens "
-                "in one of their streams: every context rank needs one; lower it, or leave that bucket out"
             )
 
 
