@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from math import isfinite
 
+MOST = 2**16
+"""Of any degree."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -34,12 +37,12 @@ class ParallelConfig:
         if not (isfinite(self.timeout_seconds) and self.timeout_seconds > 0):
             raise ValueError(f"parallel.timeout_seconds is {self.timeout_seconds}; it must be a finite number above 0")
         for name in ("tensor", "pipeline", "virtual_pipeline", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be from 1 to {MOST}")
         if self.ulysses < 0 or self.context % (self.ulysses or 1):
             raise ValueError(
                 f"parallel.ulysses is {self.ulysses}; it must divide parallel.context, {self.context} (context = "
-                "ulysses x ring), or be 0 for all of it"
+                "ulysses x ring): choose a divisor, or 0 for all of it"
             )
         if self.sequence and self.tensor == 1:
             raise ValueError(

@@ -10,7 +10,7 @@ MODEL = {"layers": 4, "heads": 6, "width": 96, "mlp_width": 384}
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"tensor": 0}, "parallel.tensor is 0; it must be at least 1"),
+        ({"tensor": 0}, "parallel.tensor is 0; it must be from 1 to 65536"),
         ({"pipeline": -1}, "parallel.pipeline is -1"),
         ({"context": 0}, "parallel.context is 0"),
         ({"virtual_pipeline": 0}, "parallel.virtual_pipeline is 0"),
