@@ -95,16 +95,18 @@ class MMDiT(ShardedModule):
         return unpatchify(velocity_SBP, token_grid(latents_BCFYX))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, position: Position | None = None) -> "MMDiT":
-        """The model in a folder of the published layout (config.json beside safetensors), fp32.
+    def from_pretrained(
+        cls, folder: str | Path, position: Position | None = None, parallel: ParallelConfig | None = None
+    ) -> "MMDiT":
+        """The model in a folder of the published layout (config.json beside safetensors), fp32, all its blocks.
 
-        Ranks are data parallel here, each with the whole model; `weights.fill` reads for any other mesh.
+        Each rank of `parallel` (None: data parallel alone) allocates its own pieces and reads no others from the files.
 
         `position` fills in what the folder's config.json leaves out; a conflict between the two is a ValueError, as is
         any missing, surplus or misshapen tensor, naming file, key, found and expected.
         """
         source = published.open_folder(folder, position)
-        mesh = build_mesh(ParallelConfig())
+        mesh = build_mesh(parallel or ParallelConfig())
         model = build(source.config, mesh, choose(mesh.device.type))
         weights.fill(model, source.config, source.tensor)
         return model

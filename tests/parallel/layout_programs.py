@@ -16,12 +16,11 @@ from contentv.model.mmdit import build
 from contentv.model.stages import stages
 from contentv.model.weights import drawn, joined
 from contentv.parallel.config import ParallelConfig
-from contentv.parallel.layers import piece_of
 from contentv.parallel.mesh import Mesh, build_mesh, leave_world
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
 from contentv.parallel.training import DataParallel, Shape
 from tests.parallel.faults import plant
-from tests.parallel.programs import microbatches, step_of
+from tests.parallel.programs import microbatches, pieces, step_of
 from tests.parallel.traffic import Traffic
 
 MODEL = ModelConfig(
@@ -120,19 +119,6 @@ def gathered_gradients(trained: DataParallel) -> dict[str, torch.Tensor]:
             for parameter, (start, end, _) in buffer.param_index_map.items():
                 found[parameter] = values[start:end].view(parameter.shape).float()
     return {name: found[parameter] for name, parameter in trained.named_parameters()}
-
-
-def pieces(trained: DataParallel, tensors: dict[str, torch.Tensor]) -> dict[str, tuple]:
-    """Name -> (dim, begin, end, count, tensor): which units of the whole a tensor holds, without what fills it up."""
-    found = {}
-    for name, parameter in trained.named_parameters():
-        piece, tensor = piece_of(parameter, trained.mesh), tensors[name]
-        units = -(-piece.count // trained.mesh.tensor.size()) if piece.count > 1 else 1
-        size = tensor.shape[piece.dim] // units
-        real = (piece.end - piece.begin) * size
-        assert not tensor.narrow(piece.dim, real, tensor.shape[piece.dim] - real).any(), f"{name}: filling is not zero"
-        found[name] = (piece.dim, piece.begin, piece.end, piece.count, tensor.narrow(piece.dim, 0, real).contiguous())
-    return found
 
 
 def count_traffic(*, layout: dict, model: dict | None = None, recompute: dict | None = None, precision: str = "fp32",

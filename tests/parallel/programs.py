@@ -16,6 +16,7 @@ from contentv.model.mmdit import MMDiT, build
 from contentv.model.weights import drawn, joined
 from contentv.parallel import checkpoint
 from contentv.parallel.config import ParallelConfig
+from contentv.parallel.layers import piece_of
 from contentv.parallel.mesh import Mesh, build_mesh, leave_world
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
 from contentv.parallel.tokens import Tokens
@@ -170,12 +171,25 @@ def same_stored_tensors(*, folders: list[str]) -> dict:
     return {"differing": differing, "count": len(first)}
 
 
-def read_published(*, folder: str) -> dict:
-    """What a rank makes of published weights: every parameter, its values in full."""
-    model = MMDiT.from_pretrained(folder)
-    values = {name: parameter.flatten().tolist() for name, parameter in model.named_parameters()}
+def read_published(*, folder: str, layout: dict, results: str) -> None:
+    """What a rank makes of published weights: its pieces of every parameter."""
+    model = MMDiT.from_pretrained(folder, parallel=ParallelConfig(**layout))
+    held = pieces(model, {name: parameter.detach() for name, parameter in model.named_parameters()})
+    torch.save(held, Path(results) / f"{model.mesh.rank}.pt")
     leave_world()
-    return values
+
+
+def pieces(model, tensors: dict[str, torch.Tensor]) -> dict[str, tuple]:
+    """Name -> (dim, begin, end, count, tensor): which units of the whole a tensor holds, without what fills it up."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        piece, tensor = piece_of(parameter, model.mesh), tensors[name]
+        units = -(-piece.count // model.mesh.tensor.size()) if piece.count > 1 else 1
+        size = tensor.shape[piece.dim] // units
+        real = (piece.end - piece.begin) * size
+        assert not tensor.narrow(piece.dim, real, tensor.shape[piece.dim] - real).any(), f"{name}: filling is not zero"
+        found[name] = (piece.dim, piece.begin, piece.end, piece.count, tensor.narrow(piece.dim, 0, real).contiguous())
+    return found
 
 
 def announce_in_part() -> None:
