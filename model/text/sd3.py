@@ -9,17 +9,16 @@ T = 333, W = 4096 and 2048 as published. Padding tokens are encoded like any oth
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..weight_files import tensor_files
+from ...parallel.reading import file_sha256, shown
+from ..weight_files import read_header, read_json, tensor_files
 from .text import encode_one_by_one, without_bars
 
 FOLDER_VARIABLE = "CONTENTV_SD3"
@@ -160,14 +159,21 @@ def _load(folder: Path, tokenizer: str, encoder: str, name: str, device: str | t
     try:
         if not any((place / file).is_file() for file in ("tokenizer.json", "vocab.json", "spiece.model")):
             raise ValueError("no vocabulary")  # transformers would make up an empty one
+        if not (place / "tokenizer_config.json").is_file():
+            raise ValueError("no tokenizer_config.json")  # without it CLIP-G pads with another token
         cutter = tokenizer_class.from_pretrained(place, local_files_only=True)
         place = folder / encoder
+        for path in _weight_files(place):
+            read_header(path)  # transformers would wait for somebody to write into a named pipe
         with without_bars():
             model, report = getattr(transformers, name).from_pretrained(
                 place, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
+    except MemoryError:
+        raise
     # What broken files raise is up to two libraries and the file: whatever it is, the user has to know which folder.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    # tokenizers, for one, raises plain Exceptions.
+    except Exception as error:
         raise ValueError(
             f"{place}: not readable ({type(error).__name__}: {error}); expected what Stable Diffusion 3 has there, "
             "weights as safetensors: download it again"
@@ -187,15 +193,11 @@ def _load(folder: Path, tokenizer: str, encoder: str, name: str, device: str | t
 
 def _check_class(folder: Path, name: str) -> None:
     path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["architectures"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not readable ({type(error).__name__}: {error}); expected the config of a {name}: download it "
-            "again"
-        ) from error
+    found = read_json(path, f"the config of a {name}").get("architectures")
     if found != [name]:
-        raise ValueError(f"{path}: found a model of class {found}; expected [{name!r}]: give its folder that name")
+        raise ValueError(
+            f"{path}: found a model of class {shown(found)}; expected [{name!r}]: give its folder that name"
+        )
 
 
 def _clip_tokens(folder: Path, clips: list[tuple[Any, Any]]) -> int:
@@ -216,9 +218,7 @@ def _identity(folder: Path, clip_tokens: int, t5_tokens: int) -> str:
     for tokenizer, encoder, _ in ENCODERS:
         paths = [folder / tokenizer / name for name in TOKENIZER_FILES if (folder / tokenizer / name).is_file()]
         for path in [*paths, folder / encoder / "config.json", *_weight_files(folder / encoder)]:
-            with open(path, "rb") as file:  # in pieces: T5 has gigabytes
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"|{path.relative_to(folder).as_posix()}={content}".encode())
+            digest.update(f"|{path.relative_to(folder).as_posix()}={file_sha256(path)}".encode())
     return digest.hexdigest()
 
 

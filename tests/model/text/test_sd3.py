@@ -1,6 +1,7 @@
 """The sd3 text encoders, tiny and random, against diffusers' own StableDiffusion3Pipeline.encode_prompt."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -124,6 +125,12 @@ def cut_short(path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def to_pipe(path) -> None:
+    """Opened as any file, it waits for ever: nobody writes to it."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -136,6 +143,11 @@ def cut_short(path) -> None:
         (lambda copy: change_config(copy / "text_encoder_3", num_layers=1), "differ in 9 tensors"),
         (lambda copy: change_config(copy / "text_encoder_3", architectures=["CLIP"]), "expected .'T5EncoderModel'"),
         (lambda copy: (copy / "text_encoder" / "config.json").write_text("{"), "config.json: not readable"),
+        (lambda copy: (copy / "text_encoder" / "config.json").write_text("[" * 99_999), "nested too deeply"),
+        (lambda copy: (copy / "tokenizer_2" / "tokenizer_config.json").unlink(), "tokenizer_2.*no tokenizer_config"),
+        (lambda copy: (copy / "tokenizer_3" / "tokenizer.json").write_text('{"version" "1.0"}'), "tokenizer_3: not"),
+        (lambda copy: to_pipe(copy / "text_encoder_3" / "model-00002-of-00006.safetensors"), "it is a pipe"),
+        (lambda copy: to_pipe(copy / "text_encoder" / "config.json"), "it is a pipe"),
     ],
 )
 def test_broken_folders_are_refused_by_name(copy, damage, message):
