@@ -15,7 +15,7 @@ from .data.encode import mean_codec_psnr
 from .data.manifest import Bucket
 from .data.shards import ShardDataset
 from .metrics import read_metrics
-from .probe import probe_loss, same_bucket_batches
+from .probe import directly, probe_loss, same_bucket_batches
 from .resume_evidence import REPEATED_STEPS, RESUMED, UNDISTURBED
 from .run_files import METRICS_FILE
 from .sampling import (
@@ -147,7 +147,8 @@ def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, splits: dict[str, S
         for split, dataset in splits.items():
             ids = _ids(dataset)
             show = progress(f"{title}, {split}", len(same_bucket_batches(dataset, ids, batch)), "batch")
-            losses[split] = float(probe_loss(model, dataset, ids, mesh, kernels, batch=batch, progress=show))
+            loss = probe_loss(directly(model), dataset, ids, mesh, kernels, batch=batch, progress=show)
+            losses[split] = float(loss)
         results.append(losses)
     return results
 

@@ -72,41 +72,51 @@ class MasterAdamW(torch.optim.AdamW):
                 self.kernels.adamw(master, master.grad, *moments, self.averages.get(master), None, update)
 
 
+STATES = ("param", "exp_avg", "exp_avg_sq", "ema")
+"""What is stored of the optimizer for each parameter: the fp32 master, both moments, the average."""
+
+
 class ShardedOptimizer(DistributedOptimizer):
     """megatron's distributed optimizer; its reshardable checkpoint carries the average as one more key."""
 
     def get_parameter_state_dp_zero(self, use_gloo_comm=True, empty_data=False, return_on_all_ranks=False):
-        state = super().get_parameter_state_dp_zero(use_gloo_comm, empty_data, return_on_all_ranks)
-        assert state is not None, "every rank writes its share: the gather-on-rank-0 format is not used"
+        """In megatron's form, and with the average; gathered without its detours, which copy every state six times."""
+        assert return_on_all_ranks, "every rank writes its share: the gather-on-rank-0 format is not used"
+        state = {"buckets_coalesced": True}
         for index, ranges in enumerate(self.gbuf_ranges):
-            for dtype, buckets in ranges.items():
-                state[index][dtype]["ema"] = self.gathered_average(self.buffers[index], buckets, empty_data)
+            (dtype,) = ranges
+            state[index] = {dtype: {kind: self.gathered(kind, index, empty=empty_data) for kind in STATES}}
+            state[index][dtype]["numel_unpadded"] = self.buffers[index].numel_unpadded
         return state
 
-    def gathered_average(self, buffer, buckets: list[dict], empty: bool = False) -> torch.Tensor:
-        """The average of a whole gradient buffer, padding between its buckets left out, fp32 on the host."""
+    @torch.no_grad()
+    def gathered(self, kind: str, index: int, *, empty: bool = False) -> torch.Tensor:
+        """One of STATES of a whole gradient buffer, padding between its buckets left out, fp32 on the host.
+
+        `empty`: zeros, for a load to fill.
+        """
         assert self.optimizer.settings.ema_decay is not None, "this optimizer keeps no average"
+        buffer, group = self.buffers[index], self.data_parallel_group
         if empty:
             return torch.zeros(buffer.numel_unpadded)
-        pieces = []
+        gathered, begin = torch.empty(buffer.numel_unpadded), 0
+        (buckets,) = self.gbuf_ranges[index].values()
         for bucket, ranges in zip(buffer.buckets, buckets, strict=True):
-            size = bucket.grad_data.numel() // self.data_parallel_group.size()
-            mine = torch.zeros(size, device=bucket.grad_data.device)
+            whole = torch.zeros(bucket.grad_data.numel(), device=bucket.grad_data.device)
+            mine = whole.chunk(group.size())[group.rank()]
             for parameter, where in ranges["param_map"].items():
                 local = where["gbuf_local"]
-                mine[local.start : local.end] = self.average_piece(parameter)
-            whole = torch.empty(bucket.grad_data.numel(), device=mine.device)
-            distributed.all_gather_into_tensor(whole, mine, group=self.data_parallel_group)
-            pieces.append(whole[: bucket.numel_unpadded].cpu())
-        return torch.cat(pieces)
+                mine[local.start : local.end] = self._state(kind, parameter)
+            if group.size() > 1:
+                distributed.all_gather_into_tensor(whole, mine.clone(), group=group)
+            gathered[begin : begin + bucket.numel_unpadded] = whole[: bucket.numel_unpadded]
+            begin += bucket.numel_unpadded
+        return gathered
 
     def _set_main_param_and_optimizer_states(self, model_param, tensors):
         # megatron's own looks for "step" among the tensors, which torch's AdamW keeps beside the moments.
-        master = self._master(model_param)
-        master.copy_(tensors["param"])
-        for key in ("exp_avg", "exp_avg_sq"):
-            self.optimizer.state[master][key].copy_(tensors[key])
-        self.average_piece(model_param).copy_(tensors["ema"])
+        for kind in STATES:
+            self._state(kind, model_param).copy_(tensors[kind])
 
     def pieces(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         """Master and, where it is kept, average of what this rank owns of a parameter; none where it owns nothing."""
@@ -116,8 +126,12 @@ class ShardedOptimizer(DistributedOptimizer):
         average = self.optimizer.averages.get(master)
         return [master] if average is None else [master, average]
 
-    def average_piece(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        return self.optimizer.averages[self._master(parameter)]
+    def _state(self, kind: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """What this rank owns of one of STATES of a parameter."""
+        master = self._master(parameter)
+        if kind == "param":
+            return master
+        return self.optimizer.averages[master] if kind == "ema" else self.optimizer.state[master][kind]
 
     def _master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         group, order = self.model_param_group_index_map[parameter]
@@ -132,22 +146,26 @@ class Optimizer:
         self.settings = settings
         self.kernels = kernels
         inner = MasterAdamW(_groups(model, settings), settings, kernels)
-        wrapped = model.wrapped
-        bf16 = wrapped.config.bf16
+        config = model.config
         self.sharded = ShardedOptimizer(
             inner,
             MegatronOptimizerConfig(
-                optimizer="adam", use_distributed_optimizer=True, bf16=bf16, params_dtype=wrapped.config.params_dtype
+                optimizer="adam",
+                use_distributed_optimizer=True,
+                bf16=config.bf16,
+                params_dtype=config.params_dtype,
+                overlap_param_gather=model.chunks[0].ddp_config.overlap_param_gather,
             ),
             None,
             lambda optimizer, _config=None: optimizer.prepare_state(),
-            model_chunks=[wrapped],
-            per_model_buffers={0: wrapped.buffers},
-            data_parallel_group=model.mesh.data_and_context,
+            model_chunks=model.chunks,
+            per_model_buffers={number: chunk.buffers for number, chunk in enumerate(model.chunks)},
+            data_parallel_group=model.mesh.states,
             data_parallel_group_gloo=None,
             data_parallel_group_idx=model.mesh.model.rank(),
             distributed_optimizer_instance_id=0,
         )
+        self.copies = model.mesh.data_and_context.size() // model.mesh.states.size()
         self.sharded.grad_stats_parallel_group = distributed.group.WORLD
         self.sharded.tp_group = model.mesh.tensor
         inner.prepare_state()
@@ -167,7 +185,8 @@ class Optimizer:
         self.sharded.prepare_grads()
         squared = self.kernels.gradient_norm(self.sharded.get_main_grads_for_grad_norm())
         distributed.all_reduce(squared)
-        return squared.sqrt()
+        # Where states are not divided, each of their holders has added the whole.
+        return (squared / self.copies).sqrt()
 
     @torch.no_grad()
     def update(self, number: int, learning_rate: float, grad_norm: torch.Tensor) -> None:
@@ -191,20 +210,18 @@ class Optimizer:
         """Parameter name -> averaged tensor of its shape, gathered from all ranks, on the host."""
         averages = {}
         sharded = self.sharded
-        for index, ranges in enumerate(sharded.gbuf_ranges):
-            (buckets,) = ranges.values()
-            buffer = sharded.buffers[index]
-            whole = sharded.gathered_average(buffer, buckets)
+        for index, buffer in enumerate(sharded.buffers):
+            whole = sharded.gathered("ema", index)
             for parameter, (start, end, _) in buffer.param_index_map.items():
                 averages[parameter] = whole[start:end].view(parameter.shape)
-        return {name: averages[parameter] for name, parameter in self.model.module.named_parameters()}
+        return {name: averages[parameter] for name, parameter in self.model.named_parameters()}
 
 
 def _groups(model: DataParallel, settings: AdamWSettings) -> list[dict]:
     """The decayed parameters and the others; megatron tells groups apart by these keys when it loads."""
     marks = {"lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False}
     decayed, spared = [], []
-    for parameter in model.module.parameters():
+    for _, parameter in model.named_parameters():
         is_spared = parameter.dim() == 1 and not settings.decay_biases_and_gains
         (spared if is_spared else decayed).append(parameter)
     groups = [

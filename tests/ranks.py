@@ -105,7 +105,7 @@ def _run_world(job: dict) -> tuple[int, str] | None:
     port = _free_port()
     ranks = {_fork_rank(job, rank, port): rank for rank in range(job["world"])}
     deadline = time.monotonic() + job["timeout"]
-    running, failure = dict(ranks), None
+    running, failures = dict(ranks), {}
     try:
         while running and time.monotonic() < deadline:
             ended, status = os.waitpid(-1, os.WNOHANG)
@@ -113,17 +113,28 @@ def _run_world(job: dict) -> tuple[int, str] | None:
                 time.sleep(0.01)
                 continue
             rank = running.pop(ended)
-            if status and failure is None:
-                failure = rank, f"ended with status {os.waitstatus_to_exitcode(status)}"
+            if status:
+                failures[rank] = f"ended with status {os.waitstatus_to_exitcode(status)}"
                 deadline = min(deadline, time.monotonic() + GRACE)
-        if running and failure is None:
-            failure = min(running.values()), f"did not end within {job['timeout']} seconds"
+        if running and not failures:
+            failures[min(running.values())] = f"did not end within {job['timeout']} seconds"
     finally:
         for process in ranks:
             _kill_group(process)  # a rank that ended may have left helpers
         for process in running:
             os.waitpid(process, 0)
-    return failure
+    return _first(failures, Path(job["folder"]))
+
+
+def _first(failures: dict[int, str], folder: Path) -> tuple[int, str] | None:
+    """The rank that failed before the others, who fail because of it: a busy machine may hear of them all at once."""
+
+    def raised(rank: int) -> float:
+        note = folder / f"rank-{rank}.raised"
+        return float(note.read_text()) if note.exists() else 0.0  # killed, or still running: it told nobody
+
+    rank = min(failures, key=raised, default=None)
+    return None if rank is None else (rank, failures[rank])
 
 
 def _fork_rank(job: dict, rank: int, port: int) -> int:
@@ -141,6 +152,7 @@ def _fork_rank(job: dict, rank: int, port: int) -> int:
         (Path(job["folder"]) / f"rank-{rank}.json").write_text(json.dumps(result))
         status = 0
     except BaseException:
+        (Path(job["folder"]) / f"rank-{rank}.raised").write_text(repr(time.monotonic()))
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -16,7 +16,7 @@ from contentv.engine.data.manifest import Bucket
 from contentv.engine.data.shard_writer import Sample, ShardWriter
 from contentv.engine.data.shards import ShardDataset
 from contentv.engine.evaluation import evaluate, resume_is_bit_equal
-from contentv.engine.probe import probe_loss
+from contentv.engine.probe import directly, probe_loss
 from contentv.engine.resume_evidence import REPEATED_STEPS, RESUMED, UNDISTURBED
 from contentv.engine.sampling import find_checkpoint, load_model, untrained_model
 from contentv.kernels.registry import choose
@@ -143,7 +143,7 @@ def test_figures_are_recomputed_from_the_checkpoint(real_run):
             load_model(found, found.verify(mesh), mesh, kernels, "ema"),
             untrained_model(found.config, mesh, kernels),
         )
-        losses[split] = [float(probe_loss(model, dataset, ids, mesh, kernels, batch=1)) for model in models]
+        losses[split] = [float(probe_loss(directly(model), dataset, ids, mesh, kernels, batch=1)) for model in models]
     assert figures["probe_ratio"] == pytest.approx(losses["train"][0] / losses["train"][1], rel=1e-6)
     assert figures["held_out_ratio"] == pytest.approx(losses["held_out"][0] / losses["held_out"][1], rel=1e-6)
     assert figures["probe_ratio"] < 1, "six steps of training lower the loss they train on"

@@ -27,12 +27,22 @@ from contentv.engine.video import to_pixels
 from contentv.launchers import encode
 from contentv.model.codecs import load_codec
 from contentv.model.text import load_text
+from contentv.parallel.reading import file_sha256
 from tests.engine.data.videos import level, write_levels
 
 CLIPS = PART + 8
 """Two parts."""
 BUCKETS = Buckets(frames=(5, 1), height=32, width=48, fps=5.0)
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes that are started here have: another number of threads adds products up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +81,9 @@ def whole(videos, tmp_path_factory):
     return folder, run(videos, folder)
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder: Path) -> dict[str, str]:
     files = [*folder.glob("*.tar"), folder / MANIFEST_FILE, folder / REPORT_FILE]
-    return {path.name: path.read_bytes() for path in files}
+    return {path.name: file_sha256(path) for path in files}
 
 
 def test_every_window_is_there_as_the_saved_codec_and_encoder_say(videos, whole):
