@@ -26,13 +26,17 @@ def run(argv: Sequence[str]) -> int:
     check(options)
     # Only now: torch takes seconds, and a mistake should be told at once.
     from ..engine.progress import Progress
-    from ..engine.sampling import find_checkpoint, open_published, open_run, sample_latents
+    from ..engine.sampling import check_clip_size, find_checkpoint, open_published, open_run, sample_latents
     from ..engine.video import write_mp4
 
+    if options.size is not None:
+        check_clip_size(tuple(options.size))
     found = find_checkpoint(options.source)
     if found is not None:
         refuse_published_options(options)
         source, config = open_run(found, options.weights or "ema"), found.config.sample
+        if options.size is not None:
+            source = replace(source, clip_size=tuple(options.size))
     else:
         source, config = open_published(*published(options)), default_sampling()
     config = sampling(options, config)
@@ -59,12 +63,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, help="guidance scale; default: the run's")
     parser.add_argument("--seed", type=int, help="of the initial noise; default: the run's")
     parser.add_argument("--fps", type=float, help="frames a second of the file; default: the run's")
+    size = "pixels; default: the run's largest clips, or 125 432 768"
+    parser.add_argument("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"), help=size)
     parser.add_argument("--weights", choices=("ema", "raw"), help="a run's averaged (default) or last weights")
     apart = parser.add_argument_group("published weights only")
     apart.add_argument("--codec", help="folder of a codec, for example data/quickstart/shards/codec")
     apart.add_argument("--text", metavar="KIND", help="text encoder, for example minilm")
     apart.add_argument("--position", choices=("sincos3d", "rope3d"), help="where the folder's config.json names none")
-    apart.add_argument("--size", type=int, nargs=3, metavar=("FRAMES", "HEIGHT", "WIDTH"), help="default: 125 432 768")
     return parser.parse_args(argv)
 
 
@@ -84,7 +89,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def refuse_published_options(options: argparse.Namespace) -> None:
-    for name in ("codec", "text", "position", "size"):
+    for name in ("codec", "text", "position"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} is for published weights; {options.source} is a run and brings its own")
 

@@ -159,7 +159,7 @@ def test_sampling_options(refusal, real_run, tmp_path):
     assert "sample.fps is 0.0; it must be" in message("--fps", 0)
     assert "sample.seed is -1; it must be" in message("--seed", -1)
     assert "invalid choice: 'best' (choose from 'ema', 'raw')" in message("--weights", "best")
-    for option, *values in (("--codec", "x"), ("--text", "minilm"), ("--position", "rope3d"), ("--size", 5, 32, 48)):
+    for option, *values in (("--codec", "x"), ("--text", "minilm"), ("--position", "rope3d")):
         assert f"{option} is for published weights" in message(option, *values)
 
 

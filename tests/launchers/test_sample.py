@@ -39,6 +39,18 @@ def test_a_run_and_its_checkpoint_make_the_same_video(real_run, video):
     assert len({made, *others}) == 1 + len(changes)
 
 
+def test_a_run_in_another_shape_than_its_largest_clips(real_run, tmp_path, capfd):
+    path = tmp_path / "made.mp4"
+    command = [str(real_run), "--prompt", "red waves", "--out", str(path), "--size"]
+    assert sample.main([*command, "9", "48", "32"]) == 0
+    assert f"{path}: 9 frames of 48 x 32" in capfd.readouterr().err
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.frames, stream.height, stream.width) == (9, 48, 32)
+    assert sample.main([*command, "9", "40", "32"]) == 2
+    assert "multiples of 16" in capfd.readouterr().err
+
+
 def test_the_file_has_the_runs_size_and_rate_and_shows_the_sample(real_run, tmp_path, capfd):
     path = tmp_path / "a" / "new" / "folder" / "made.mp4"
     assert sample.main([str(real_run), "--prompt", "green leaves", "--out", str(path), "--fps", "12.5"]) == 0
