@@ -5,7 +5,7 @@
 
 A server process imports torch and megatron once, computes nothing, and forks the ranks of every world from that clean
 state: forking a process whose OpenMP pool has run, such as pytest itself, can hang. Ranks write to files, never to a
-pipe: the helper processes of megatron's checkpoint writer may outlive a rank, and would hold a pipe open.
+pipe: a helper process that outlives a rank would hold a pipe open.
 """
 
 import contextlib

@@ -74,22 +74,38 @@ def test_kills_in_the_middle_of_anything_change_nothing(rank_server, shards, und
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_asynchronous", [False, True])
-def test_kills_at_any_time_change_nothing(rank_server, shards, undisturbed, tmp_path, is_asynchronous):
-    wanted = {"folder": str(tmp_path), "shards": str(shards)}
+@pytest.mark.parametrize(
+    "world, layout",
+    [
+        (1, {}),
+        (2, {}),
+        (2, {"distributed_optimizer": False}),
+        (2, {"tensor": 2, "sequence": True}),
+        (2, {"context": 2}),
+        (2, {"pipeline": 2}),
+        (4, {"tensor": 2, "pipeline": 2}),
+    ],
+    ids=str,
+)
+def test_kills_at_any_time_change_nothing(rank_server, shards, tmp_path, world, layout, is_asynchronous):
+    wanted = {"shards": str(shards), "parallel": layout}
     wanted["trainer"] = TRAINER | {"async_checkpoint": is_asynchronous}
-    checkpoints, kills = CheckpointFolder(tmp_path), 0
-    # From the first step on, later with every life, so that some kill falls into every part of a step and a save.
-    for life in range(60):
+    rank_server.run(world, LIVE, folder=str(tmp_path / "whole"), **wanted)
+    checkpoints, kills = CheckpointFolder(tmp_path / "killed"), 0
+    # At other times with every life, so that kills fall into all parts of a step and of a save.
+    for life in range(12):
+        death = {"moment": "time", "number": 60 + 110 * life, "victim": life % world}
         try:
-            rank_server.run(2, LIVE, moment="time", number=40 + 23 * life, victim=life % 2, **wanted)
+            rank_server.run(world, LIVE, folder=str(tmp_path / "killed"), **death, **wanted)
             break
         except RankFailure:
             kills += 1
         for each in checkpoints.steps():
             read_facts(checkpoints.path(each))
-    assert kills > 10
-    assert recorded(tmp_path) == recorded(undisturbed)
-    assert same_tensors(*(CheckpointFolder(folder).path(STEPS) for folder in (tmp_path, undisturbed)))
+    assert kills >= 3
+    rank_server.run(world, LIVE, folder=str(tmp_path / "killed"), **wanted)
+    assert recorded(tmp_path / "killed") == recorded(tmp_path / "whole")
+    assert same_tensors(*(CheckpointFolder(tmp_path / name).path(STEPS) for name in ("killed", "whole")))
 
 
 def test_other_data_parallel_sizes_see_each_sample_once(rank_server, shards, tmp_path):

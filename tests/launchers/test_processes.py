@@ -78,7 +78,7 @@ def launch(options, tmp_path):
     yield start
     for process in started:
         with contextlib.suppress(ProcessLookupError):
-            # A rank that is killed leaves the helper process of megatron's checkpoint writer behind.
+            # Of torchrun's ranks some may live on.
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -111,8 +111,8 @@ def test_signals_and_a_kill_change_nothing(launch, undisturbed, tmp_path):
     run, checkpoints = tmp_path / "run", CheckpointFolder(tmp_path / "run")
     process = launch()
     wait_until(process, lambda: EVERY in checkpoints.steps() and len(recorded(run)) >= EVERY + 3)
-    # To the whole group, as Slurm's time limit sends it: megatron's writer process, which the first save started and
-    # the stop's own save needs, gets it too.
+    # To the whole group, as Slurm's time limit sends it: were there a helper process that the stop's own save needs, it
+    # would get it too.
     os.killpg(process.pid, signal.SIGUSR1)
     assert status_of(process) == STOPPED, process.log.read_text()[-3000:]
     step = checkpoints.steps()[-1]

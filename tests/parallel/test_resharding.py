@@ -49,6 +49,7 @@ class History:
     def __init__(self, rank_server, folder, precision="fp32"):
         self.server, self.folder, self.precision = rank_server, folder, precision
         self.curves: dict[str, list] = {}
+        """Of each layout, from the origin to the end, never interrupted."""
         acts = [["train", 1, SAVED], ["save", self.path("origin")], ["train", SAVED + 1, LAST]]
         first, _, rest = self.live((1, {}), acts)
         self.undisturbed = first + rest
@@ -73,8 +74,10 @@ class History:
             ]
             if name in READING_WEIGHTS:
                 acts.append(["read weights", self.path(name, "trained")])
-            _, _, self.curves[name], _, *wrong = self.live((LAYOUTS | WIDER)[name], acts)
+            acts.append(["train", HANDED_OVER + 1, LAST])
+            _, _, begun, _, *wrong, rest = self.live((LAYOUTS | WIDER)[name], acts)
             assert not any(wrong)
+            self.curves[name] = begun + rest
         return self.path(name, "trained")
 
 
@@ -120,14 +123,16 @@ def test_what_a_layout_loaded_it_saves_bit_for_bit(stored, name):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_goes_on_from_two_others_checkpoints(history, name):
+def test_a_layout_goes_on_from_two_others_checkpoints_and_from_its_own(history, name):
     acts = []
-    for source in SOURCES[name]:
+    for source in (*SOURCES[name], name):
         acts += [["load", history.pass_on(source)], ["train", HANDED_OVER + 1, LAST]]
-    _, one, _, other = history.live(LAYOUTS[name], acts)
+    _, one, _, other, _, own = history.live(LAYOUTS[name], acts)
     for curve in (one, other):
         close(curve, history.undisturbed[HANDED_OVER:])
-    close(history.curves[SOURCES[name][0]], history.undisturbed[SAVED:HANDED_OVER])
+    close(history.curves[name], history.undisturbed[SAVED:])
+    # In the same layout not even rounding differs.
+    assert own == history.curves[name][HANDED_OVER - SAVED :]
 
 
 @pytest.mark.parametrize("name", ["cp2", "dp2"])
@@ -162,7 +167,7 @@ def test_wider_layouts_keep_every_bit_and_hand_over(rank_server, history, name):
         1, f"{PROGRAMS}:compare", origin=history.path("origin"), folders=[history.path(name, "copy")]
     )
     assert list(found.values()) == [[]]
-    close(history.curves[name], history.undisturbed[SAVED:HANDED_OVER])
+    close(history.curves[name], history.undisturbed[SAVED:])
     for target in ("alone", "tp4"):
         _, curve = history.live(LAYOUTS[target], [["load", trained], ["train", HANDED_OVER + 1, LAST]])
         close(curve, history.undisturbed[HANDED_OVER:])
