@@ -120,7 +120,7 @@ def test_published_weights_sample_what_the_run_samples(source, found, published,
     [
         ({"codec": None}, "give --codec FOLDER and --text KIND"),
         ({"text": None}, "give --codec FOLDER and --text KIND"),
-        ({"codec": "nowhere"}, "codec .nowhere. is neither wan nor a folder"),
+        ({"codec": "nowhere"}, "codec 'nowhere' is neither wan nor a folder"),
         ({"text": "t5"}, "text encoder 't5' is not known; known are minilm"),
         ({"position": "sincos3d"}, "position is rope3d, but sincos3d was asked for"),
         ({"clip_size": (6, 32, 48)}, "6 frames"),
