@@ -4,6 +4,7 @@ fp32, torch's default matmul precision, no recomputation, no average of the weig
 betas 0.9 and 0.999, epsilon 1e-8, decay 0.01 on every parameter, gradients clipped to norm 1.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from ..kernels.registry import KernelSet, choose
 from ..model import published
 from ..model.config import FlowConfig, ModelConfig, Position
 from ..model.cost import count_operations, count_parameters
-from ..model.flow import Caption, Clips, FlowMatching, Objective, VelocityModel
+from ..model.embeddings import token_grid
+from ..model.flow import Caption, Clips, FlowMatching, Objective, Question, squared_error
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
 from .checkpoints import CheckpointFolder
@@ -88,6 +90,9 @@ class RepeatedBatch:
     def global_ids(self, _sample_index: int) -> list[int]:
         return self.clips.sample_B.tolist()
 
+    def tokens(self, _sample_index: int) -> tuple[int, int]:
+        return math.prod(token_grid(self.clips.latents_BCFYX)), self.clips.caption.tokens_BTW.shape[1]
+
     def microbatches(self, _sample_index: int, _device: torch.device) -> Iterator[Clips]:
         yield self.clips
 
@@ -101,10 +106,13 @@ class GivenPath:
     noise_BCFYX: torch.Tensor
     x_t_BCFYX: torch.Tensor
 
-    def losses(self, model: VelocityModel, clips: Clips, _step: int) -> torch.Tensor:
-        velocity_SBP = model(self.x_t_BCFYX, self.sigma_B, clips.caption.tokens_BTW, clips.caption.pooled_BW)
-        weight_B = torch.ones_like(self.sigma_B)
-        return self.kernels.flow_loss(velocity_SBP, clips.latents_BCFYX, self.noise_BCFYX, weight_B)
+    def ask(self, clips: Clips, _step: int) -> Question:
+        return Question(self.x_t_BCFYX, self.sigma_B, clips.caption, self.noise_BCFYX)
+
+    def losses(
+        self, velocity_SBP: torch.Tensor, clips: Clips, question: Question, first_token: int = 0
+    ) -> torch.Tensor:
+        return squared_error(self.kernels, velocity_SBP, clips, question, first_token)
 
 
 def measure_step(wanted: StepBenchmark) -> StepMeasurement:
@@ -161,6 +169,7 @@ def prepare(wanted: StepBenchmark, mesh: Mesh, kernels: KernelSet) -> Training:
         checkpoints=CheckpointFolder(config.run.folder),
         first_step=0,
         first_sample=0,
+        watch=mesh.watch(),
     )
 
 

@@ -74,7 +74,10 @@ class CheckpointFolder:
         for path in self.folder.glob(".step-*.partial"):
             shutil.rmtree(path)
         for step in self.steps()[:-keep] if keep else []:
-            shutil.rmtree(self.path(step))
+            # Its name goes first: a removal that is killed half way must not leave what looks complete.
+            going = self.folder / f".{self.path(step).name}.partial"
+            self.path(step).rename(going)
+            shutil.rmtree(going)
 
 
 def write_facts(

@@ -12,15 +12,17 @@ from typing import Annotated, Any, Literal, get_args
 from tyro.conf import Suppress
 
 from ..kernels.config import KernelConfig
-from ..model.config import FlowConfig, ModelConfig
+from ..model.config import FlowConfig, ModelConfig, Recompute
 from ..parallel.config import ParallelConfig
 from ..parallel.reading import shown
 
 LONGEST_PATH = 4000
 
+PROBE_LEVELS = 8
+"""Noise levels that validation asks each window at."""
+
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
-Recompute = Literal["none", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,9 @@ class TrainerConfig:
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; 0: all."""
+    async_checkpoint: bool = True
+    """True: a step that saves only copies the state, and training goes on while a thread writes the copy; False: it
+    waits until the checkpoint is on disk. What is saved, and what is trained, is the same to the bit."""
     log_every: int = 10
     """Steps between visits of the device's values to the host; every step has its line all the same."""
     validate_every: int = 0
@@ -109,7 +114,10 @@ class TrainerConfig:
     precision: Precision = "fp32"
     """Of weights, activations and gradients on the device; bf16 keeps fp32 master weights."""
     recompute: Recompute = "none"
-    """full: keep only each block's input and run its forward again in the backward pass."""
+    """full: keep only each block's input and run its forward again in the backward pass; selective: keep all but what
+    the MLPs make on the way, which is the widest."""
+    recompute_blocks: int = 0
+    """How many blocks of each pipeline run recompute, the first ones; 0: all of them."""
     threads: int = 0
     """CPU threads a process computes with; 0: what torch chooses."""
     peak_tflops: float = 0.0
@@ -118,7 +126,7 @@ class TrainerConfig:
     def __post_init__(self):
         _choice("trainer", self, precision=Precision, recompute=Recompute)
         _at_least("trainer", self, max_steps=1, global_batch=1, micro_batch=1, checkpoint_every=1, log_every=1)
-        _at_least("trainer", self, keep_checkpoints=0, validate_every=0, threads=0, peak_tflops=0)
+        _at_least("trainer", self, keep_checkpoints=0, validate_every=0, recompute_blocks=0, threads=0, peak_tflops=0)
         _at_most("trainer", self, global_batch=2**20, micro_batch=2**20, threads=4096)
         _seed("trainer", self)
 
@@ -162,6 +170,16 @@ class RunConfig:
     kernels: KernelConfig
     sample: SampleConfig
 
+    def check_layout(self) -> None:
+        """Raises ValueError where the layout cannot divide the model, whatever the world."""
+        model, parallel = self.model, self.parallel
+        parallel.check_model(layers=model.layers, heads=model.heads, width=model.width, mlp_width=model.mlp_width)
+        if self.trainer.validate_every and parallel.virtual_pipeline > 1 and PROBE_LEVELS % parallel.pipeline:
+            raise ValueError(
+                f"parallel.pipeline is {parallel.pipeline}; with virtual stages validation, {PROBE_LEVELS} noise "
+                "levels at once, needs one that divides them: set trainer.validate_every to 0, or choose 2, 4 or 8"
+            )
+
     def micro_batches(self, world: int) -> int:
         """Forward passes each process accumulates in one step, in a world of `world` processes.
 
@@ -169,6 +187,7 @@ class RunConfig:
             ValueError: the layout does not fit the world, or the global batch does not split evenly.
         """
         data_size = self.parallel.data_size(world)
+        self.check_layout()
         together = self.trainer.micro_batch * data_size
         if self.trainer.global_batch % together:
             raise ValueError(
@@ -176,7 +195,14 @@ class RunConfig:
                 f"trainer.micro_batch {self.trainer.micro_batch} take {together} samples at once, which does "
                 "not divide it: lower micro_batch, or choose a global batch that is a multiple"
             )
-        return self.trainer.global_batch // together
+        count = self.trainer.global_batch // together
+        if self.parallel.virtual_pipeline > 1 and count % self.parallel.pipeline:
+            raise ValueError(
+                f"a step has {count} microbatches (trainer.global_batch {self.trainer.global_batch} over {data_size} "
+                f"data-parallel ranks, {self.trainer.micro_batch} at once); with parallel.virtual_pipeline they must "
+                f"be a multiple of parallel.pipeline, {self.parallel.pipeline}: change batch or layout"
+            )
+        return count
 
 
 def _at_least(section: str, config: Any, **lowest: float) -> None:

@@ -1,6 +1,5 @@
 """A run's figures, recomputed from its checkpoint, its data and the evidence of its resume."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from .data.encode import mean_codec_psnr
 from .data.manifest import Bucket
 from .data.shards import ShardDataset
 from .metrics import read_metrics
-from .probe import probe_loss
+from .probe import directly, probe_loss, same_bucket_batches
 from .resume_evidence import REPEATED_STEPS, RESUMED, UNDISTURBED
 from .run_files import METRICS_FILE
 from .sampling import (
@@ -39,8 +38,8 @@ class Evaluation:
 
     probe_ratio: float
     """Probe loss over its value at step 0, training windows."""
-    held_out_ratio: float
-    """The same on held-out windows."""
+    held_out_ratio: float | None
+    """The same on held-out windows. None: there are none."""
     captions: int
     captions_matched: int
     """Captions whose sample lies nearest (L2 of latents) to a training window of that very caption."""
@@ -61,7 +60,8 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     found = find_checkpoint(run_folder)
     if found is None:
         raise ValueError(f"{run_folder} holds no checkpoint; train first, for example: contentv train quickstart")
-    train, held_out = (ShardDataset(found.config.data.folder, split) for split in ("train", "held_out"))
+    train = ShardDataset(found.config.data.folder)
+    splits = {split: ShardDataset(train.folder, split) for split in train.manifest.counts()}
     check_data(found.folder, found.facts, train.folder, train.codec_identity, train.manifest.text)
     # What is sampled has the size of the run's largest bucket, so only that one's windows can be near.
     size = Bucket(*found.facts.clip_size)
@@ -72,7 +72,7 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     mesh = build_mesh(ParallelConfig())
     resume_bit_equal = resume_is_bit_equal(run_folder, mesh)
     source = open_run(found, kind)
-    trained, untrained = _probe(found, kind, mesh, (train, held_out), progress)
+    trained, untrained = _probe(found, kind, mesh, splits, progress)
 
     windows = train.read(list(train.samples()[size]))
     captions = sorted(set(windows.captions))
@@ -82,8 +82,8 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     distances = torch.cdist(latents.flatten(1).cpu(), windows.latents_BCFYX.flatten(1))
     nearest = [windows.captions[window] for window in distances.argmin(dim=1).tolist()]
     return Evaluation(
-        probe_ratio=trained[0] / untrained[0],
-        held_out_ratio=trained[1] / untrained[1],
+        probe_ratio=trained["train"] / untrained["train"],
+        held_out_ratio=trained["held_out"] / untrained["held_out"] if "held_out" in trained else None,
         captions=len(captions),
         captions_matched=sum(near == caption for near, caption in zip(nearest, captions, strict=True)),
         resume_bit_equal=resume_bit_equal,
@@ -133,8 +133,8 @@ def _losses(folder: Path) -> dict[int, tuple[float, float, float]]:
     }
 
 
-def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, datasets: tuple[ShardDataset, ...], progress):
-    """Probe losses (training windows, held-out windows) of the trained and of the untrained model."""
+def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, splits: dict[str, ShardDataset], progress):
+    """Probe losses, by split, of the trained and of the untrained model."""
     stored = found.verify(mesh)
     kernels = choose(mesh.device.type, found.facts.kernels)
     batch = found.config.trainer.micro_batch
@@ -143,11 +143,12 @@ def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, datasets: tuple[Sha
         ("probing the trained model", load_model(found, stored, mesh, kernels, kind)),
         ("probing the untrained model", untrained_model(found.config, mesh, kernels)),
     ):
-        losses = []
-        for dataset in datasets:
+        losses = {}
+        for split, dataset in splits.items():
             ids = _ids(dataset)
-            show = progress(f"{title}, {dataset.split}", math.ceil(len(ids) / batch), "batch")
-            losses.append(float(probe_loss(model, dataset, ids, mesh, kernels, batch=batch, progress=show)))
+            show = progress(f"{title}, {split}", len(same_bucket_batches(dataset, ids, batch)), "batch")
+            loss = probe_loss(directly(model), dataset, ids, mesh, kernels, batch=batch, progress=show)
+            losses[split] = float(loss)
         results.append(losses)
     return results
 

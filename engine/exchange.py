@@ -48,7 +48,10 @@ def import_weights(folder: str | Path, config: RunConfig, position: Position | N
     config = replace(config, model=replace(source.config, initialisation=config.model.initialisation))
     if (last := CheckpointFolder(config.run.folder).latest()) is not None:
         raise ValueError(f"{last.parent} holds {last.name} already; import into another run.folder")
-    session = open_session(config)
+    config.check_layout()
+    # Written by one process, whatever layout will read it.
+    session = open_session(replace(config, parallel=ParallelConfig()))
     set_weights(session.model, session.optimizer, config, source.tensor)
     session.save(0)
-    return config_yaml.save(session.config, config.run.folder)
+    session.settle(wait=True)
+    return config_yaml.save(replace(session.config, parallel=config.parallel), config.run.folder)

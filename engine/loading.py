@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+from ..model.codecs.codec import latent_size
+from ..model.config import PATCH
 from ..model.flow import Caption, Clips
 from .data.sampler import Sampler, local
 from .data.shards import Batch, ShardDataset
@@ -14,6 +16,8 @@ class StepBatches(Protocol):
     """Where the microbatches of a step come from."""
 
     def global_ids(self, sample_index: int) -> list[int]: ...
+
+    def tokens(self, sample_index: int) -> tuple[int, int]: ...
 
     def microbatches(self, sample_index: int, device: torch.device) -> Iterator[Clips]: ...
 
@@ -28,6 +32,11 @@ class StepLoader:
     def global_ids(self, sample_index: int) -> list[int]:
         """Ids of the whole global batch that begins at `sample_index`; all of one bucket, on every rank."""
         return self.sampler.batch(sample_index)[1]
+
+    def tokens(self, sample_index: int) -> tuple[int, int]:
+        """Video and text tokens of each sample of that batch."""
+        frames, rows, columns = latent_size(*self.sampler.batch(sample_index)[0])
+        return frames * (rows // PATCH) * (columns // PATCH), self.dataset.manifest.text.tokens
 
     def microbatches(self, sample_index: int, device: torch.device) -> Iterator[Clips]:
         """This rank's part of that batch, in pieces."""

@@ -1,5 +1,6 @@
 """Everything a run trains with, put together from its configuration: mesh, kernels, data, model, optimizer."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,19 +12,24 @@ from ..kernels.registry import KernelSet, choose
 from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
+from ..model.stages import stages
 from ..model.weights import Source, drawn, joined
 from ..parallel import checkpoint
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.optimizer import AdamWSettings, Optimizer
+from ..parallel.reading import file_sha256
 from ..parallel.training import DataParallel, Shape
+from ..parallel.watch import Watch
 from . import config_yaml
 from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, tensor_digests, write_facts
 from .config import OptimizerConfig, RunConfig
+from .data.manifest import MANIFEST_FILE
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepBatches, StepLoader
 from .run_files import METRICS_FILE, OUTCOME_FILE, TENSORBOARD_FOLDER
+from .saving import Saver
 from .writable import check_folder, check_places
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -46,10 +52,14 @@ class Training:
     """Updates already made, by the checkpoint it goes on from."""
     first_sample: int
     """Samples already consumed: the data cursor of that checkpoint."""
+    watch: Watch
 
     def sample_index(self, step: int) -> int:
         """The global sample index at which update `step` begins."""
         return self.first_sample + (step - 1 - self.first_step) * self.config.trainer.global_batch
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Nothing is saved here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +69,10 @@ class Session(Training):
     dataset: ShardDataset
     held_out: ShardDataset | None
     """What validation reads; None where there is none."""
+    saver: Saver
 
-    def save(self, step: int) -> Path:
-        """Writes the checkpoint of `step` (all ranks together) and lets the oldest go."""
+    def save(self, step: int) -> None:
+        """Begins the checkpoint of `step`; it is there once `settle` has waited for it. All ranks together."""
         facts = CheckpointFacts(
             step=step,
             sample_index=self.sample_index(step + 1),
@@ -71,10 +82,11 @@ class Session(Training):
             clip_size=max(self.dataset.buckets),
         )
         describe = partial(write_facts, facts=facts, config=self.config, codec_folder=self.dataset.codec_folder)
-        checkpoint.save(self.checkpoints.path(step), self.model, self.optimizer, describe)
-        if self.mesh.rank == 0:
-            self.checkpoints.prune(self.config.trainer.keep_checkpoints)
-        return self.checkpoints.path(step)
+        self.saver.save(step, describe)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Publishes the checkpoint on its way if it is written, or waits until it is. All ranks together."""
+        self.saver.settle(wait=wait)
 
 
 def open_session(config: RunConfig) -> Session:
@@ -91,6 +103,7 @@ def open_session(config: RunConfig) -> Session:
     check_places("run.folder", config.run.folder, files=files, folders=(CHECKPOINTS, TENSORBOARD_FOLDER))
     dataset = ShardDataset(config.data.folder)
     held_out = ShardDataset(config.data.folder, "held_out") if config.trainer.validate_every else None
+    check_agreement(config, dataset, mesh)
     check_codec(dataset)
     check_widths(config, dataset)
     checkpoints = CheckpointFolder(config.run.folder)
@@ -116,8 +129,16 @@ def open_session(config: RunConfig) -> Session:
         model=model,
         optimizer=optimizer,
         checkpoints=checkpoints,
+        saver=Saver(
+            model,
+            optimizer,
+            checkpoints,
+            keep=config.trainer.keep_checkpoints,
+            is_asynchronous=config.trainer.async_checkpoint,
+        ),
         first_step=facts.step if facts else 0,
         first_sample=facts.sample_index if facts else 0,
+        watch=mesh.watch(),
     )
 
 
@@ -127,8 +148,20 @@ def build_training(
     """Model in its gradient buffers and optimizer around it, weights unset; `average` False: without their average."""
     shape = Shape(layers=config.model.layers, width=config.model.width, heads=config.model.heads)
     dtype = DTYPES[config.trainer.precision]
-    module = build(config.model, mesh, kernels, dtype=dtype, recomputed=config.trainer.recompute)
-    model = DataParallel(module, mesh, shape, dtype)
+    runs = stages(config.model, config.parallel.stages)
+    modules = [
+        build(
+            config.model,
+            mesh,
+            kernels,
+            dtype=dtype,
+            recomputed=config.trainer.recompute,
+            recomputed_blocks=config.trainer.recompute_blocks,
+            stage=runs[number],
+        )
+        for number in mesh.stages
+    ]
+    model = DataParallel(modules, mesh, shape, dtype)
     settings = adamw_settings(config.optimizer)
     return model, Optimizer(model, settings if average else replace(settings, ema_decay=None), kernels)
 
@@ -136,7 +169,8 @@ def build_training(
 def set_weights(model: DataParallel, optimizer: Optimizer, config: RunConfig, source: Source | None = None) -> None:
     """What model and optimizer start from: published weights, or those drawn as the configuration says."""
     source = source or drawn(config.model, config.trainer.seed)
-    optimizer.start_from(joined(model.module, config.model, source))
+    for module in model.modules:
+        optimizer.start_from(joined(module, config.model, source))
 
 
 def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
@@ -149,6 +183,23 @@ def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
         clip=config.clip,
         ema_decay=config.ema_decay,
     )
+
+
+def check_agreement(config: RunConfig, dataset: ShardDataset, mesh: Mesh) -> None:
+    """Refuses, on all ranks alike, ranks that were started with another configuration or see other shards.
+
+    Which samples of which bucket a step takes follows from both: ranks that agree here agree in every step, before any
+    collective.
+    """
+    said = hashlib.sha256(config_yaml.to_yaml(config).encode()).hexdigest(), file_sha256(dataset.folder / MANIFEST_FILE)
+    everyone = mesh.gathered(said)
+    for name, values in zip(("configuration", "manifest of shards"), zip(*everyone, strict=True), strict=True):
+        others = [rank for rank, value in enumerate(values) if value != values[0]]
+        if others:
+            raise ValueError(
+                f"ranks {', '.join(map(str, others))} have another {name} than rank 0: start all ranks with the same "
+                "command, and let all see the same files"
+            )
 
 
 def check_codec(dataset: ShardDataset) -> None:

@@ -15,8 +15,9 @@ import torch
 
 from ..kernels.device import name_of, peak_memory_mib
 from ..model.cost import count_operations
-from ..model.embeddings import token_grid
+from ..model.stages import stages
 from ..parallel.durable import write_text
+from ..parallel.training import Microbatches
 from . import config_yaml
 from .config import OptimizerConfig, RunConfig
 from .hardware import Peak, Utilisation, peak_of
@@ -78,19 +79,9 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
         max_steps=trainer.max_steps,
         enabled=writes,
     )
-    step, stop = session.first_step, False
     try:
-        while step < trainer.max_steps and not stop:
-            started = time.monotonic()
-            result = take_step(session, step + 1, signals)
-            step, stop = step + 1, result.stop
-            metrics.training(_line(session, step, result, time.monotonic() - started, peak))
-            # Asked to stop, it has seconds, not a validation's minutes.
-            if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
-                metrics.validation(step, validate(session))
-            if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
-                metrics.flush()
-                session.save(step)
+        with session.watch.watching():
+            step = run_steps(session, signals, metrics, peak)
     finally:
         metrics.close()
     outcome = Outcome(step=step, complete=step >= trainer.max_steps, signal=signals.received)
@@ -101,34 +92,67 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     return outcome
 
 
+def run_steps(session: Session, signals: StopSignals, metrics: MetricsWriter, peak: Peak) -> int:
+    """Steps, validations and checkpoints until the run is complete or asked to stop; the last step."""
+    trainer, watch = session.config.trainer, session.watch
+    step, stop = session.first_step, False
+    while step < trainer.max_steps and not stop:
+        started = time.monotonic()
+        result = take_step(session, step + 1, signals)
+        step, stop = step + 1, result.stop
+        session.settle()
+        metrics.training(_line(session, step, result, time.monotonic() - started, peak))
+        # Asked to stop, it has seconds, not a validation's minutes.
+        if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
+            watch.at(step, "validation")
+            metrics.validation(step, validate(session))
+        if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
+            watch.at(step, "checkpoint")
+            metrics.flush()
+            session.save(step)
+    watch.at(step, "checkpoint")
+    session.settle(wait=True)
+    return step
+
+
 def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
     """Update number `step`, counted from 1. Raises NonFiniteError on all ranks alike, the weights left as they were."""
-    trainer = session.config.trainer
-    losses: list[torch.Tensor] = []
-    tokens: list[tuple[int, int]] = []
+    trainer, mesh, watch = session.config.trainer, session.mesh, session.watch
+    parts: list[torch.Tensor] = []
+    watch.at(step, "data")
+    index = session.sample_index(step)
+    video_tokens, text_tokens = session.loader.tokens(index)
+    tokens = mesh.sharing.tokens(video=video_tokens, text=text_tokens)
 
-    def loss_of(clips, model) -> torch.Tensor:
-        losses_B = session.flow.losses(model, clips, step)
-        losses.append(losses_B.detach())
-        tokens.append((math.prod(token_grid(clips.latents_BCFYX)), clips.caption.tokens_BTW.shape[1]))
-        return losses_B.mean()
+    def forward(model, clips):
+        watch.at(step, "forward and backward")
+        question = session.flow.ask(clips, step)
 
-    batches = session.loader.microbatches(session.sample_index(step), session.mesh.device)
-    count = session.config.micro_batches(session.mesh.world_size)
-    loss = session.model.forward_backward(loss_of, batches, count)
-    loss = session.mesh.mean_over_data(loss)
+        def loss(velocity_SBP) -> torch.Tensor:
+            parts.append(session.flow.losses(velocity_SBP, clips, question, tokens.video.own.start))
+            return parts[-1].mean()
+
+        return question.put_to(model), loss
+
+    count = session.config.micro_batches(mesh.world_size)
+    microbatches = Microbatches(count=count, samples=trainer.micro_batch, packed_rows=tokens.packed_rows)
+    batches = session.loader.microbatches(index, mesh.device)
+    loss = session.model.forward_backward(forward, batches, microbatches)
+    loss = mesh.sum_of_parts(loss) / mesh.data_size
+    watch.at(step, "gradient norm")
     grad_norm = session.optimizer.gradient_norm()
 
     # One flag each, the largest over all ranks: nobody updates or stops alone. Reading them is the one wait for the
     # device in a step.
     broken = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
     flags = torch.stack([broken, torch.full_like(broken, signals.stop_requested)]).float()
-    is_broken, stop = session.mesh.largest(flags).bool().tolist()
+    is_broken, stop = mesh.largest(flags).bool().tolist()
     if is_broken:
-        raise NonFiniteError(_what_broke(session, step, torch.cat(losses), float(loss), float(grad_norm)))
+        raise NonFiniteError(_what_broke(session, step, parts, float(loss), float(grad_norm)))
+    watch.at(step, "update")
     learning_rate = learning_rate_at(step, session.config.optimizer, trainer.max_steps)
     session.optimizer.update(step, learning_rate, grad_norm)
-    return StepResult(loss, grad_norm, learning_rate, *tokens[0], stop)
+    return StepResult(loss, grad_norm, learning_rate, video_tokens, text_tokens, stop)
 
 
 def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
@@ -144,11 +168,19 @@ def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> floa
 def validate(session: Session) -> torch.Tensor:
     """The probe loss of the held-out samples, with the weights as they are."""
     dataset = session.held_out
+    session.model.gather()
     ids = sorted(sample for samples in dataset.samples().values() for sample in samples)
     if session.config.data.held_out_samples:
         ids = ids[: session.config.data.held_out_samples]
     batch = session.config.trainer.micro_batch
-    return probe_loss(session.model.module, dataset, ids, session.mesh, session.kernels, batch=batch)
+
+    def run(step, levels) -> torch.Tensor:
+        clips, _ = levels[0]
+        tokens = session.model.modules[0].tokens_of(clips.latents_BCFYX, clips.caption.tokens_BTW)
+        wanted = Microbatches(count=len(levels), samples=len(clips.sample_B), packed_rows=tokens.packed_rows)
+        return session.model.forward(step, levels, wanted)
+
+    return probe_loss(run, dataset, ids, session.mesh, session.kernels, batch=batch)
 
 
 def record(outcome: Outcome, folder: Path) -> None:
@@ -176,6 +208,7 @@ def _line(session: Session, step: int, result: StepResult, seconds: float, peak:
         text_tokens=text_tokens,
         batch=trainer.global_batch,
         recompute=trainer.recompute,
+        recomputing=recomputing(session.config),
     )
     return TrainingStep(
         step=step,
@@ -189,14 +222,23 @@ def _line(session: Session, step: int, result: StepResult, seconds: float, peak:
     )
 
 
-def _what_broke(session: Training, step: int, losses_B: torch.Tensor, loss: float, grad_norm: float) -> str:
+def recomputing(config: RunConfig) -> set[int]:
+    """The blocks that recompute, over all pipeline runs."""
+    runs = stages(config.model, config.parallel.stages)
+    return {layer for run in runs for layer in run.recomputing(config.trainer.recompute_blocks)}
+
+
+def _what_broke(session: Training, step: int, parts: list[torch.Tensor], loss: float, grad_norm: float) -> str:
     """The message every rank raises: which step, which samples, what now. Only on the way out, so it may gather."""
     ids = session.loader.global_ids(session.sample_index(step))
     mesh, share = session.mesh, len(ids) // session.mesh.data_size
     broken = torch.zeros(len(ids), device=mesh.device)
-    broken[mesh.data_rank * share : (mesh.data_rank + 1) * share] = (~torch.isfinite(losses_B)).float()
+    if parts:  # only a last stage has any
+        mine = (~torch.isfinite(torch.cat(parts))).float()
+        broken[mesh.data_rank * share : (mesh.data_rank + 1) * share] = mine
     flagged = [sample for sample, flag in zip(ids, mesh.largest(broken).tolist(), strict=True) if flag]
     which = f"sample ids {flagged}" if flagged else f"no single sample's loss; the batch was sample ids {ids}"
+    session.settle(wait=True)
     last = session.checkpoints.latest()
     return (
         f"step {step} is not finite (loss {loss}, gradient norm {grad_norm}): {which}. The update was skipped; the "

@@ -3,6 +3,7 @@
 Nothing here imports torch: help and refusals answer at once.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from .recipes import RECIPES
 MISTAKE = 2
 """Exit status for what the user gave; 1 is for what went wrong, Python's own included."""
 FAILURE = 1
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk or a quota says."""
 DEBUG_VARIABLE = "CONTENTV_DEBUG"
 PACKAGE = __package__.partition(".")[0]
 
@@ -43,8 +46,11 @@ def _told(error: Exception) -> str | None:
         return str(error) if _raised_here(error.__traceback__) else None
     if isinstance(error, OSError):
         names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        # Without a name it is a library's own affair (a socket, a thread), and the traceback says more.
-        return f"{names}: {error.strerror}: free what is missing, or give another place" if names else None
+        # Without a name it is a library's own affair (a socket, a thread), and the traceback says more; but writing
+        # into an open file names none either.
+        if names or error.errno in FULL:
+            return f"{names or 'writing'}: {error.strerror}: free what is missing, or give another place"
+        return None
     # torch has no class of its own for the host's memory: its allocator says "can't allocate memory".
     said = str(error).strip()
     if not isinstance(error, MemoryError) and "allocate memory" not in said and "out of memory" not in said:

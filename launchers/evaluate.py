@@ -92,8 +92,13 @@ class RunPictures:
         from .data import CLIP_MANIFESTS
 
         config = config_yaml.load(folder / config_yaml.CONFIG_FILE)
-        clips = read_clip_manifest(CLIP_MANIFESTS / f"{config.recipe}.json")
-        return cls(folder, config.sample.fps, source_windows(clips, Path(config.data.folder).parent / "clips"))
+        manifest, clips = CLIP_MANIFESTS / f"{config.recipe}.json", Path(config.data.folder).parent / "clips"
+        if not (manifest.is_file() and clips.is_dir()):
+            raise ValueError(
+                f"{clips} is no folder of clips that `contentv data` fetched, beside which --pictures draws samples: "
+                "leave it out; `contentv sample` and `contentv inspect --sheet` show any run's samples and any data"
+            )
+        return cls(folder, config.sample.fps, source_windows(read_clip_manifest(manifest), clips))
 
     def draw(self, samples: dict[str, Any]) -> None:
         from ..engine.pictures import write_loss_curve, write_samples, write_sheet

@@ -39,12 +39,17 @@ def run(argv: Sequence[str], signals: StopSignals) -> int:
     # After every check that needs no torch, so that a mistake is told at once.
     from ..engine.trainer import NonFiniteError, train
     from ..parallel.mesh import leave_world
+    from ..parallel.watch import LOST, RankLostError
 
     try:
         outcome = train(config, signals)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_FINITE
+    except RankLostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        # At once: taking groups down would wait for the rank that is gone.
+        os._exit(LOST)
     finally:
         leave_world()
     return COMPLETE if outcome.complete else SAVED_NOT_FINISHED

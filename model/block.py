@@ -6,8 +6,9 @@ Source: Stable Diffusion 3, arXiv 2403.03206, figure 2b; RMS-normalised queries 
 import torch
 
 from ..kernels.registry import KernelSet
-from ..parallel.layers import LayerFactory, ShardedModule
-from .config import NORM_EPSILON, ModelConfig
+from ..parallel.layers import LayerFactory, ShardedModule, recompute
+from ..parallel.tokens import Share, Tokens
+from .config import NORM_EPSILON, ModelConfig, Recompute
 from .embeddings import Modulation
 from .positions import Rotation
 
@@ -23,26 +24,26 @@ class LendingStream(ShardedModule):
 
     modulation_parts = 2  # scale, shift
 
-    def __init__(self, config: ModelConfig, layers: LayerFactory, kernels: KernelSet):
+    def __init__(self, config: ModelConfig, layers: LayerFactory, kernels: KernelSet, _recomputed: Recompute):
         super().__init__(config)
         self.kernels = kernels
         self.modulation = Modulation(self.modulation_parts, config, layers)
         # Rows ordered (head, q|k|v, E): a tensor-parallel rank's heads are then one contiguous piece.
-        self.qkv = layers.column(config.width, 3 * config.width)
+        self.qkv = layers.column(config.width, 3 * config.width, heads=config.heads)
         self.q_gain = layers.gain(config.head_width)
         self.k_gain = layers.gain(config.head_width)
 
-    def heads(self, x_SBD: torch.Tensor, modulation: tuple[torch.Tensor, ...], rotation: Rotation | None) -> Heads:
+    def heads(self, x_SBD, modulation: tuple[torch.Tensor, ...], share: Share, rotation: Rotation | None) -> Heads:
         scale_BD, shift_BD = modulation
-        q, k, v = self._project(x_SBD, shift_BD, scale_BD, rotation)
+        q, k, v = self._project(x_SBD, shift_BD, scale_BD, share, rotation)
         return q[:0], k, v
 
-    def absorb(self, x_SBD: torch.Tensor, _attended, _modulation) -> torch.Tensor:
+    def absorb(self, x_SBD: torch.Tensor, _attended, _modulation, _share) -> torch.Tensor:
         return x_SBD
 
-    def _project(self, x_SBD, shift_BD, scale_BD, rotation: Rotation | None) -> Heads:
+    def _project(self, x_SBD, shift_BD, scale_BD, share: Share, rotation: Rotation | None) -> Heads:
         normed_SBD = self.kernels.modulated_norm(x_SBD, shift_BD, scale_BD, epsilon=NORM_EPSILON)
-        qkv_SBHE = self.qkv(normed_SBD).unflatten(-1, (-1, 3, self.config.head_width))
+        qkv_SBHE = share.trim(self.qkv(normed_SBD)).unflatten(-1, (-1, 3, self.config.head_width))
         q, k, v = qkv_SBHE.unbind(-2)
         q, k = self.kernels.qk_norm_rope(q, k, self.q_gain(), self.k_gain(), rotation, epsilon=NORM_EPSILON)
         return q, k, v
@@ -53,52 +54,63 @@ class Stream(LendingStream):
 
     modulation_parts = 6  # shift, scale, gate of the attention; shift, scale, gate of the MLP
 
-    def __init__(self, config: ModelConfig, layers: LayerFactory, kernels: KernelSet):
-        super().__init__(config, layers, kernels)
-        self.out = layers.row(config.width, config.width)
+    def __init__(self, config: ModelConfig, layers: LayerFactory, kernels: KernelSet, recomputed: Recompute):
+        super().__init__(config, layers, kernels, recomputed)
+        self.out = layers.row(config.width, config.width, heads=config.heads)
         self.up = layers.column(config.width, config.mlp_width, bias_apart=True)
         self.down = layers.row(config.mlp_width, config.width)
+        self.recomputes_mlp = recomputed == "selective"
 
-    def heads(self, x_SBD: torch.Tensor, modulation: tuple[torch.Tensor, ...], rotation: Rotation | None) -> Heads:
+    def heads(self, x_SBD, modulation: tuple[torch.Tensor, ...], share: Share, rotation: Rotation | None) -> Heads:
         shift_BD, scale_BD, *_ = modulation
-        return self._project(x_SBD, shift_BD, scale_BD, rotation)
+        return self._project(x_SBD, shift_BD, scale_BD, share, rotation)
 
-    def absorb(self, x_SBD: torch.Tensor, attended_SBD: torch.Tensor, modulation) -> torch.Tensor:
-        _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation
-        x_SBD = self.kernels.gated_residual(x_SBD, attention_gate, self.out(attended_SBD))
-        normed_SBD = self.kernels.modulated_norm(x_SBD, mlp_shift, mlp_scale, epsilon=NORM_EPSILON)
+    def absorb(self, x_SBD: torch.Tensor, attended_SBD: torch.Tensor, modulation, share: Share) -> torch.Tensor:
+        _, _, attention_gate, *mlp_modulation = modulation
+        x_SBD = self.kernels.gated_residual(x_SBD, attention_gate, self.out(share.fill(attended_SBD)))
+        if self.recomputes_mlp and torch.is_grad_enabled():
+            return recompute(self.mlp, x_SBD, *mlp_modulation)
+        return self.mlp(x_SBD, *mlp_modulation)
+
+    def mlp(self, x_SBD: torch.Tensor, shift_BD, scale_BD, gate_BD) -> torch.Tensor:
+        normed_SBD = self.kernels.modulated_norm(x_SBD, shift_BD, scale_BD, epsilon=NORM_EPSILON)
         hidden_SBM = self.kernels.mlp_gelu(self.up(normed_SBD), self.up.bias)
-        return self.kernels.gated_residual(x_SBD, mlp_gate, self.down(hidden_SBM))
+        return self.kernels.gated_residual(x_SBD, gate_BD, self.down(hidden_SBM))
 
 
 class Block(ShardedModule):
-    """video [S, B, D], text [T, B, D], condition [B, D] -> video, text."""
+    """video [S, B, D], text [T, B, D], condition [B, D] -> video, text: a rank's rows of both streams."""
 
-    def __init__(self, config: ModelConfig, layers: LayerFactory, kernels: KernelSet, *, last: bool):
+    def __init__(self, config: ModelConfig, layers: LayerFactory, kernels: KernelSet, layer: int,
+                 recomputed: Recompute = "none"):  # fmt: skip
         super().__init__(config)
-        self.kernels = kernels
-        self.video = Stream(config, layers, kernels)
-        self.text = (LendingStream if last else Stream)(config, layers, kernels)
+        self.is_last = layer == config.layers - 1
+        self.video = Stream(config, layers, kernels, recomputed)
+        self.text = (LendingStream if self.is_last else Stream)(config, layers, kernels, recomputed)
+        self.attention = layers.attention(kernels.joint_attention)
+        self.recomputed = recomputed
 
-    def forward(self, video_SBD, text_TBD, condition_BD, rotation: Rotation | None):
+    def forward(self, video_SBD, text_TBD, condition_BD, tokens: Tokens, rotation: Rotation | None):
+        streams = video_SBD, text_TBD, condition_BD
+        if self.recomputed == "full" and torch.is_grad_enabled():
+            return recompute(lambda *again: self.compute(*again, tokens, rotation), *streams)
+        return self.compute(*streams, tokens, rotation)
+
+    def compute(self, video_SBD, text_TBD, condition_BD, tokens: Tokens, rotation: Rotation | None):
         # The two streams' gradients of the condition meet here, before those of other blocks are added: the order in
         # which a recomputed block adds them, so that recomputing changes no bit.
         condition_BD = condition_BD.view_as(condition_BD)
         video_modulation = self.video.modulation(condition_BD)
         text_modulation = self.text.modulation(condition_BD)
 
-        video_heads = self.video.heads(video_SBD, video_modulation, rotation)
-        text_heads = self.text.heads(text_TBD, text_modulation, None)
-        q_BHQE, k_BHJE, v_BHJE = (_join(video, text) for video, text in zip(video_heads, text_heads, strict=True))
-        attended_BHQE, _ = self.kernels.joint_attention(q_BHQE, k_BHJE, v_BHJE, scale=self.config.head_width**-0.5)
-        attended_QBD = attended_BHQE.permute(2, 0, 1, 3).flatten(-2)
+        video_heads = self.video.heads(video_SBD, video_modulation, tokens.video, rotation)
+        text_heads = self.text.heads(text_TBD, text_modulation, tokens.text, None)
+        q_QBHE, k_JBHE, v_JBHE = (torch.cat(pair) for pair in zip(video_heads, text_heads, strict=True))
+        asking = tokens.video.counts if self.is_last else tokens.joint_counts
+        scale = self.config.head_width**-0.5
+        attended_QBD = self.attention(q_QBHE, k_JBHE, v_JBHE, queries=asking, keys=tokens.joint_counts, scale=scale)
 
-        tokens = video_SBD.shape[0]
-        video_SBD = self.video.absorb(video_SBD, attended_QBD[:tokens], video_modulation)
-        text_TBD = self.text.absorb(text_TBD, attended_QBD[tokens:], text_modulation)
+        attended_SBD, attended_TBD = attended_QBD.tensor_split([tokens.video.count])
+        video_SBD = self.video.absorb(video_SBD, attended_SBD, video_modulation, tokens.video)
+        text_TBD = self.text.absorb(text_TBD, attended_TBD, text_modulation, tokens.text)
         return video_SBD, text_TBD
-
-
-def _join(video_SBHE: torch.Tensor, text_TBHE: torch.Tensor) -> torch.Tensor:
-    """[S, B, H, E] and [T, B, H, E] -> [B, H, S + T, E], the joint sequence every query sees."""
-    return torch.cat([video_SBHE, text_TBHE]).permute(1, 2, 0, 3)

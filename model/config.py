@@ -11,6 +11,7 @@ from typing import Literal, get_args
 Position = Literal["sincos3d", "rope3d"]
 Initialisation = Literal["adaln_zero", "normal"]
 Density = Literal["uniform", "logit_normal"]
+Recompute = Literal["none", "selective", "full"]
 
 PATCH = 2
 """Rows and columns of latent that make one token; time is never patched."""

@@ -94,7 +94,7 @@ def _gain(parameter: str, published: str) -> Correspondence:
 
 def _qkv(config: ModelConfig, parameter: str, published: tuple[str, ...]) -> Correspondence:
     def join(tensors: Tensors) -> torch.Tensor:
-        q, k, v = (tensor.unflatten(0, (-1, config.head_width)) for tensor in tensors)
+        q, k, v = (_per_head(tensor, config.head_width) for tensor in tensors)
         return torch.stack([pairs_to_halves(q, dim=1), pairs_to_halves(k, dim=1), v], dim=1).flatten(0, 2)
 
     def split(tensor: torch.Tensor) -> Tensors:
@@ -104,11 +104,16 @@ def _qkv(config: ModelConfig, parameter: str, published: tuple[str, ...]) -> Cor
     return Correspondence(parameter, published, join, split)
 
 
+def _per_head(tensor: torch.Tensor, head_width: int) -> torch.Tensor:
+    # The number of heads is written out: a rank may have none.
+    return tensor.unflatten(0, (tensor.shape[0] // head_width, head_width))
+
+
 def pairs_to_halves(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """(0, 1, 2, 3, ...) along `dim` -> (0, 2, ..., 1, 3, ...)."""
-    return tensor.unflatten(dim, (-1, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    return tensor.unflatten(dim, (tensor.shape[dim] // 2, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def halves_to_pairs(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """The inverse of `pairs_to_halves`."""
-    return tensor.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    return tensor.unflatten(dim, (2, tensor.shape[dim] // 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)

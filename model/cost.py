@@ -5,11 +5,12 @@ writes files by this table, so a count and a file can not disagree. Operations a
 same table: what each one multiplies, forward and backward. Imports no torch.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from .config import PATCH, ModelConfig
+from .config import PATCH, ModelConfig, Recompute
 
 TIMESTEP_FEATURES = 256
 """Sinusoidal features of the timestep before its MLP."""
@@ -54,9 +55,13 @@ def count_operations(
     video_tokens: int,
     text_tokens: int,
     batch: int,
-    recompute: Literal["none", "full"] = "none",
+    recompute: Recompute = "none",
+    recomputing: Container[int] | None = None,
 ) -> StepOperations:
-    """Of forward and backward over `batch` samples of that many tokens, gradients of all parameters included."""
+    """Of forward and backward over `batch` samples of that many tokens, gradients of all parameters included.
+
+    `recomputing`: the blocks that recompute; None: all of them.
+    """
     streams = {"video": batch * video_tokens, "text": batch * text_tokens, "sample": batch}
     forward = backward = recomputed = 0
     for name, shape in parameter_shapes(config).items():
@@ -65,7 +70,7 @@ def count_operations(
         product = 2 * streams[_rows_of(name)] * prod(shape)
         forward += product
         backward += product if name.removesuffix(".weight") in UNTRAINED_INPUTS else 2 * product
-        if recompute == "full" and name.startswith("transformer_blocks."):
+        if _is_recomputed(name, recompute, recomputing):
             recomputed += product
     for layer in range(config.layers):
         # The last block's text asks nothing: its query is projected, as published, but attends to nothing.
@@ -73,8 +78,37 @@ def count_operations(
         product = 2 * batch * queries * (video_tokens + text_tokens) * config.width
         forward += 2 * product  # scores, and the weighted sum of values
         backward += 4 * product  # of the values, the weights, the queries and the keys
-        recomputed += product if recompute == "none" else 3 * product
+        whole = recompute == "full" and (recomputing is None or layer in recomputing)
+        recomputed += 3 * product if whole else product
     return StepOperations(forward=forward, backward=backward, recomputed=recomputed)
+
+
+def _is_recomputed(name: str, recompute: Recompute, recomputing: Container[int] | None) -> bool:
+    """Whether backward computes what this matrix gives once more."""
+    prefix, layer, *part = name.split(".")[:3] if name.startswith("transformer_blocks.") else ("", "0", "")
+    if not prefix or recompute == "none" or (recomputing is not None and int(layer) not in recomputing):
+        return False
+    return recompute == "full" or part[0] in ("ff", "ff_context")
+
+
+def count_block_operations(config: ModelConfig, layer: int, *, video_tokens: int, text_tokens: int) -> int:
+    """Of one block's forward over one sample: what stages of a pipeline are balanced by."""
+    last = layer == config.layers - 1
+    streams = {"video": video_tokens, "text": text_tokens, "sample": 1}
+    matrices = _block("", config, last=last).items()
+    products = sum(2 * streams[_rows_of(name)] * prod(shape) for name, shape in matrices if len(shape) > 1)
+    queries = video_tokens if last else video_tokens + text_tokens
+    return products + 4 * queries * (video_tokens + text_tokens) * config.width
+
+
+def count_end_operations(config: ModelConfig, *, video_tokens: int, text_tokens: int) -> tuple[int, int]:
+    """Of one sample's forward in front of the first block, and behind the last."""
+    streams = {"video": video_tokens, "text": text_tokens, "sample": 1}
+    ends = [0, 0]
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) > 1 and not name.startswith("transformer_blocks."):
+            ends[name.startswith(("norm_out.", "proj_out."))] += 2 * streams[_rows_of(name)] * prod(shape)
+    return ends[0], ends[1]
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -56,8 +56,8 @@ class TwoLayerPerceptron(ShardedModule):
 
     def __init__(self, inputs: int, width: int, layers: LayerFactory, config: ModelConfig):
         super().__init__(config)
-        self.first = layers.replicated(inputs, width)
-        self.second = layers.replicated(width, width)
+        self.first = layers.replicated(inputs, width, on_sequence=False)
+        self.second = layers.replicated(width, width, on_sequence=False)
 
     def forward(self, features_BI: torch.Tensor) -> torch.Tensor:
         return self.second(functional.silu(self.first(features_BI.to(self.first.weight.dtype))))
@@ -84,7 +84,7 @@ class Modulation(ShardedModule):
     def __init__(self, parts: int, config: ModelConfig, layers: LayerFactory):
         super().__init__(config)
         self.parts = parts
-        self.linear = layers.column(config.width, parts * config.width, on_sequence=False)
+        self.linear = layers.sample(config.width, parts * config.width)
 
     def forward(self, condition_BD: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.linear(condition_BD).chunk(self.parts, dim=-1)

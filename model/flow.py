@@ -40,11 +40,29 @@ class Clips:
     """int64 sample ids."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the model is asked about a microbatch, and the noise its answer is judged by."""
+
+    x_t_BCFYX: torch.Tensor
+    sigma_B: torch.Tensor
+    caption: Caption
+    noise_BCFYX: torch.Tensor
+
+    def put_to(self, model: VelocityModel) -> torch.Tensor:
+        return model(self.x_t_BCFYX, self.sigma_B, self.caption.tokens_BTW, self.caption.pooled_BW)
+
+
 class Objective(Protocol):
     """What a step minimises."""
 
-    def losses(self, model: VelocityModel, clips: Clips, step: int) -> torch.Tensor:
-        """[B] fp32: each sample's loss at update `step`."""
+    def ask(self, clips: Clips, step: int) -> Question:
+        """At update `step`."""
+
+    def losses(
+        self, velocity_SBP: torch.Tensor, clips: Clips, question: Question, first_token: int = 0
+    ) -> torch.Tensor:
+        """[B] fp32: what the tokens given, from `first_token` on, add to each sample's loss."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +75,17 @@ class FlowMatching:
     empty: Caption
     """Features [T, W] and [W] of the empty caption, which stands in for a dropped one."""
 
-    def losses(self, model: VelocityModel, clips: Clips, step: int) -> torch.Tensor:
-        """[B] fp32: each sample's mean squared velocity error at the noise level its id and `step` give it."""
+    def ask(self, clips: Clips, step: int) -> Question:
+        """At the noise level that each sample's id and `step` give it."""
         sigma_B = self.noise_levels(clips, step)
         x_t, noise = self.kernels.flow_noise(clips.latents_BCFYX, sigma_B, clips.sample_B, step=step, seed=self.seed)
-        caption = self.with_dropout(clips, step)
-        velocity_SBP = model(x_t, sigma_B, caption.tokens_BTW, caption.pooled_BW)
-        return self.kernels.flow_loss(velocity_SBP, clips.latents_BCFYX, noise, torch.ones_like(sigma_B))
+        return Question(x_t, sigma_B, self.with_dropout(clips, step), noise)
+
+    def losses(
+        self, velocity_SBP: torch.Tensor, clips: Clips, question: Question, first_token: int = 0
+    ) -> torch.Tensor:
+        """[B] fp32: mean squared velocity error, summed over the tokens given."""
+        return squared_error(self.kernels, velocity_SBP, clips, question, first_token)
 
     def noise_levels(self, clips: Clips, step: int) -> torch.Tensor:
         """sigma_B in (0, 1), fp32: drawn from the configured density, then shifted."""
@@ -83,6 +105,14 @@ class FlowMatching:
             torch.where(dropped_B[:, None, None], self.empty.tokens_BTW.to(tokens_BTW), tokens_BTW),
             torch.where(dropped_B[:, None], self.empty.pooled_BW.to(pooled_BW), pooled_BW),
         )
+
+
+def squared_error(
+    kernels: KernelSet, velocity_SBP: torch.Tensor, clips: Clips, question: Question, first_token: int = 0
+) -> torch.Tensor:
+    """[B] fp32: unweighted, of the tokens given; those of all parts of a sample add up to its mean."""
+    weight_B = torch.ones_like(question.sigma_B)
+    return kernels.flow_loss(velocity_SBP, clips.latents_BCFYX, question.noise_BCFYX, weight_B, first_token=first_token)
 
 
 def shifted(sigma: torch.Tensor, config: FlowConfig, latents_BCFYX: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 sincos3d is added to the patch embedding (the published ContentV; formula as diffusers' get_3d_sincos_pos_embed with
 spatial scale 0.5 and temporal scale 1); rope3d rotates video queries and keys (Su et al., arXiv 2104.09864, on three
 axes as CogVideoX). Tokens run in the order (f, y, x). Axis tables are tiny and made on the host; only their spread over
-the grid is large, and that happens on the device, in fp32.
+the tokens a rank has is large, and that happens on the device, in fp32.
 """
 
 import torch
@@ -19,12 +19,13 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 Grid = tuple[int, int, int]
 
 
-def sincos3d(grid: Grid, width: int, device: torch.device) -> torch.Tensor:
-    """[S, D] fp32: a quarter of the width for the frame, three eighths for the column, three eighths for the row."""
+def sincos3d(grid: Grid, width: int, tokens: range, device: torch.device) -> torch.Tensor:
+    """[tokens, D] fp32: a quarter of the width for the frame, three eighths each for column and row."""
     frames, rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid)
     spatial = 3 * width // 8
     return _spread(
         grid,
+        tokens,
         frame=_sincos(frames, width // 4).to(device),
         row=_sincos(rows / SPATIAL_SCALE, spatial).to(device),
         column=_sincos(columns / SPATIAL_SCALE, spatial).to(device),
@@ -33,12 +34,13 @@ def sincos3d(grid: Grid, width: int, device: torch.device) -> torch.Tensor:
     )
 
 
-def rope3d(grid: Grid, head_width: int, device: torch.device) -> Rotation:
+def rope3d(grid: Grid, head_width: int, tokens: range, device: torch.device) -> Rotation:
     """Rotation of the pairs [frame | row | column], 1/4, 3/8 and 3/8 of them, integer positions, theta 10000."""
     frames, rows, columns = (torch.arange(size, dtype=torch.float32) for size in grid)
     spatial = 3 * head_width // 8
     angles = _spread(
         grid,
+        tokens,
         frame=_angles(frames, head_width // 4).to(device),
         row=_angles(rows, spatial).to(device),
         column=_angles(columns, spatial).to(device),
@@ -60,12 +62,13 @@ def _angles(positions: torch.Tensor, width: int) -> torch.Tensor:
     return torch.outer(positions, frequencies)
 
 
-def _spread(grid: Grid, *, frame, row, column, order: tuple[str, str, str]) -> torch.Tensor:
-    """Axis tables to one row a token: [F, a], [Y, b], [X, c] -> [F Y X, a + b + c]."""
-    frames, rows, columns = grid
+def _spread(grid: Grid, tokens: range, *, frame, row, column, order: tuple[str, str, str]) -> torch.Tensor:
+    """Axis tables to one row for each of the tokens asked for: [F, a], [Y, b], [X, c] -> [tokens, a + b + c]."""
+    _, rows, columns = grid
+    index = torch.arange(tokens.start, tokens.stop, device=frame.device)
     spread = {
-        "frame": frame[:, None, None].expand(-1, rows, columns, -1),
-        "row": row[None, :, None].expand(frames, -1, columns, -1),
-        "column": column[None, None, :].expand(frames, rows, -1, -1),
+        "frame": frame[index // (rows * columns)],
+        "row": row[index // columns % rows],
+        "column": column[index % columns],
     }
-    return torch.cat([spread[axis] for axis in order], dim=-1).flatten(0, 2)
+    return torch.cat([spread[axis] for axis in order], dim=-1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..parallel.layers import Piece, piece_of
+from ..parallel.layers import Piece, padded, piece_of
 from .config import ModelConfig
 from .correspondence import correspondences
 from .cost import parameter_shapes
@@ -33,9 +33,11 @@ def joined(
     """Every parameter of `model` with what `source` has for this rank's piece of it, in the source's precision."""
     parameters = dict(model.named_parameters())
     for entry in correspondences(config):
-        parameter = parameters.pop(entry.parameter)
+        parameter = parameters.pop(entry.parameter, None)
+        if parameter is None:
+            continue  # another pipeline stage's
         piece = piece_of(parameter, model.mesh)
-        yield parameter, entry.join([source(name, piece) for name in entry.published])
+        yield parameter, padded(entry.join([source(name, piece) for name in entry.published]), parameter)
     assert not parameters, f"parameters without a published counterpart: {sorted(parameters)}"
 
 

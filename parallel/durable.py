@@ -34,10 +34,15 @@ def write_text(path: Path, text: str) -> None:
 def publish_folder(partial: Path, folder: Path) -> None:
     """Gives a finished folder its name, which must be free, after everything in it is on disk."""
     assert not folder.exists(), f"{folder} is published already"
-    for path in [*partial.rglob("*"), partial]:
-        sync(path)
+    sync_tree(partial)
     partial.rename(folder)
     sync(folder.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until a folder and everything in it survive a loss of power."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
 
 
 def sync(path: Path) -> None:

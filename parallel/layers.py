@@ -9,13 +9,20 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels.joint_attention import JointAttention
+from .attention import ContextAttention
 from .megatron import (
     ColumnParallelLinear,
+    LocalNonpersistentObject,
     MegatronModule,
     ModelParallelConfig,
     ModelType,
     RowParallelLinear,
+    ShardedTensor,
+    ShardedTensorFactory,
+    all_gather_last_dim_from_tensor_parallel_region,
     copy_to_tensor_model_parallel_region,
+    gather_from_tensor_model_parallel_region,
     set_tensor_model_parallel_attributes,
     tensor_parallel,
 )
@@ -31,6 +38,9 @@ class ColumnLinear(ColumnParallelLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[0]
 
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        return _whole_units(super().sharded_state_dict(prefix, sharded_offsets, metadata), self, prefix)
+
 
 class RowLinear(RowParallelLinear):
     """y = x W^T + b with the columns of W over the tensor group: [S, B, in / tensor] -> [S, B, out].
@@ -41,6 +51,25 @@ class RowLinear(RowParallelLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[0]
 
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        return _whole_units(super().sharded_state_dict(prefix, sharded_offsets, metadata), self, prefix)
+
+
+class SampleLinear(ColumnLinear):
+    """A column linear for one row a sample, gathered whole: [B, in] -> [B, out].
+
+    Every tensor rank uses the result for the tokens it holds. With sequence parallelism those differ, so the backward
+    adds up the ranks' gradients and scatters them; without, they are the same, and each rank takes its part.
+    """
+
+    is_used_by_parts = False
+
+    def forward(self, x_BI: torch.Tensor) -> torch.Tensor:
+        gather = all_gather_last_dim_from_tensor_parallel_region if self.is_used_by_parts else (
+            gather_from_tensor_model_parallel_region
+        )  # fmt: skip
+        return gather(super().forward(x_BI), group=self.tp_group)
+
 
 @dataclass(frozen=True)
 class LayerFactory:
@@ -49,30 +78,55 @@ class LayerFactory:
     mesh: Mesh
     dtype: torch.dtype
 
-    def column(self, inputs: int, outputs: int, *, on_sequence: bool = True, bias_apart: bool = False) -> ColumnLinear:
-        """A column linear. `on_sequence` False: x is one row a sample, never sharded along the sequence, and y is
-        gathered whole. `bias_apart`: y lacks the bias, which the caller fuses into what follows."""
-        layer = ColumnLinear(
-            inputs, outputs, config=self._megatron(on_sequence), init_method=_unset, bias=True,
-            gather_output=not on_sequence, skip_bias_add=bias_apart, tp_group=self.mesh.tensor,
-        )  # fmt: skip
-        set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
+    def column(self, inputs: int, outputs: int, *, heads: int = 0, bias_apart: bool = False) -> ColumnLinear:
+        """A column linear. `heads`: the rows are so many equal units that ranks hold whole; where they do not divide,
+        the last ranks hold units of zeros that stay zero. `bias_apart`: y lacks the bias, which the caller fuses into
+        what follows."""
+        return self._column(ColumnLinear, inputs, outputs, heads, on_sequence=True, bias_apart=bias_apart)
+
+    def sample(self, inputs: int, outputs: int) -> SampleLinear:
+        """A linear whose input is one row a sample, never sharded along the sequence."""
+        layer = self._column(SampleLinear, inputs, outputs, 0, on_sequence=False, bias_apart=False)
+        layer.is_used_by_parts = self.mesh.config.sequence
         return layer
 
-    def row(self, inputs: int, outputs: int) -> RowLinear:
+    def row(self, inputs: int, outputs: int, *, heads: int = 0) -> RowLinear:
+        """A row linear; `heads` as in `column`, of the columns here."""
         layer = RowLinear(
-            inputs, outputs, config=self._megatron(True), init_method=_unset, bias=True, input_is_parallel=True,
-            skip_bias_add=False, tp_group=self.mesh.tensor,
+            self._padded(inputs, heads), outputs, config=self._megatron(True), init_method=_unset, bias=True,
+            input_is_parallel=True, skip_bias_add=False, tp_group=self.mesh.tensor,
         )  # fmt: skip
         set_tensor_model_parallel_attributes(layer.weight, True, 1, 1)
+        layer.weight.units = heads
         return layer
 
-    def replicated(self, inputs: int, outputs: int) -> torch.nn.Linear:
-        """A linear every rank holds whole: embeddings and the head, too small to cut."""
-        return torch.nn.utils.skip_init(torch.nn.Linear, inputs, outputs, dtype=self.dtype, device=_default_device())
+    def replicated(self, inputs: int, outputs: int, *, on_sequence: bool = True) -> torch.nn.Linear:
+        """A linear every rank holds whole, too small to cut. `on_sequence` False: x is one row a sample."""
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, inputs, outputs, dtype=self.dtype, device=_default_device())
+        for parameter in layer.parameters():
+            # Tensor ranks see different tokens: megatron adds up the gradients of what is marked so.
+            parameter.sequence_parallel = self.mesh.config.sequence and on_sequence
+        return layer
 
     def gain(self, width: int) -> "HeadGain":
         return HeadGain(width, self.mesh, self.dtype)
+
+    def attention(self, kernel: JointAttention) -> ContextAttention:
+        return ContextAttention(self.mesh, kernel)
+
+    def _column(self, kind: type[ColumnLinear], inputs: int, outputs: int, heads: int, *, on_sequence: bool,
+                bias_apart: bool) -> ColumnLinear:  # fmt: skip
+        layer = kind(
+            inputs, self._padded(outputs, heads), config=self._megatron(on_sequence), init_method=_unset, bias=True,
+            gather_output=False, skip_bias_add=bias_apart, tp_group=self.mesh.tensor,
+        )  # fmt: skip
+        set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
+        layer.weight.units = layer.bias.units = heads
+        return layer
+
+    def _padded(self, size: int, units: int) -> int:
+        ranks = self.mesh.tensor.size()
+        return size if not units else size // units * -(-units // ranks) * ranks
 
     def _megatron(self, on_sequence: bool) -> ModelParallelConfig:
         return ModelParallelConfig(
@@ -105,14 +159,26 @@ class ShardedModule(MegatronModule):
     """A module whose checkpoint is made of its children's shards, and which megatron's schedules can drive."""
 
     model_type = ModelType.encoder_or_decoder
+    # finalize_model_grads looks for both on pipelines, to learn that no weight is tied across stages.
+    share_embeddings_and_output_weights = False
+    pre_process = True
 
     def __init__(self, config):
         super().__init__(config)
         self.received: torch.Tensor | None = None
 
-    def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """megatron's own, which takes whatever a container of torch's holds for replicated, but for containers."""
+        entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for name, child in self.named_children():
+            if isinstance(child, torch.nn.ModuleDict):
+                for key, module in child.items():
+                    entries |= module.sharded_state_dict(f"{prefix}{name}.{key}.", sharded_offsets, metadata)
+        return entries
+
+    def set_input_tensor(self, tensors: list[torch.Tensor | None] | torch.Tensor | None) -> None:
         """Called by the schedule: what the pipeline stage before this one sent; None on the first."""
-        self.received = tensors[0]
+        self.received = tensors[0] if isinstance(tensors, list) else tensors
 
 
 def recompute(function: Callable, *tensors: torch.Tensor):
@@ -122,27 +188,94 @@ def recompute(function: Callable, *tensors: torch.Tensor):
 
 @dataclass(frozen=True)
 class Piece:
-    """Part `index` of `count` equal parts of a tensor along `dim`: what a tensor-parallel rank holds of a parameter."""
+    """Units [begin, end) of the `count` equal ones that a tensor has along `dim`: a tensor-parallel rank's part.
+
+    Heads that do not divide over the ranks leave the last ones fewer, or none; their parameters end in zeros.
+    """
 
     dim: int
-    index: int
+    begin: int
+    end: int
     count: int
 
     def bounds(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """The part as slices of a tensor of this shape."""
         size = shape[self.dim] // self.count
         assert size * self.count == shape[self.dim], f"{shape} does not split into {self.count} along {self.dim}"
-        return (slice(None),) * self.dim + (slice(self.index * size, (self.index + 1) * size),)
+        return (slice(None),) * self.dim + (slice(self.begin * size, self.end * size),)
 
 
-WHOLE = Piece(dim=0, index=0, count=1)
+WHOLE = Piece(dim=0, begin=0, end=1, count=1)
 
 
 def piece_of(parameter: torch.nn.Parameter, mesh: Mesh) -> Piece:
     """Which part of the whole parameter this rank holds; all of it where the parameter is not cut."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return WHOLE
-    return Piece(dim=parameter.partition_dim, index=mesh.tensor.rank(), count=mesh.tensor.size())
+    rank, ranks = mesh.tensor.rank(), mesh.tensor.size()
+    units = getattr(parameter, "units", 0) or ranks
+    each = -(-units // ranks)
+    return Piece(dim=parameter.partition_dim, begin=min(rank * each, units), end=min((rank + 1) * each, units),
+                 count=units)  # fmt: skip
+
+
+def padded(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A rank's piece with the zeros that fill the parameter up to its shape."""
+    if tensor.shape == parameter.shape:
+        return tensor
+    whole = tensor.new_zeros(parameter.shape)
+    whole[tuple(slice(size) for size in tensor.shape)] = tensor
+    return whole
+
+
+def _whole_units(entries: dict, layer: ColumnLinear | RowLinear, prefix: str) -> dict:
+    """A checkpoint's entries without the units of zeros, so that it is the same in every layout.
+
+    megatron looks optimizer states up by the whole parameter, so what is cut is left to a factory.
+    """
+    ranks = layer.tp_group.size()
+    for name, parameter in layer.named_parameters():
+        units, entry = getattr(parameter, "units", 0), entries[prefix + name]
+        if not isinstance(entry, ShardedTensor) or not units or units % ranks == 0:
+            continue
+        entries[prefix + name] = _factory(entry, parameter.partition_dim, units, layer.tp_group.rank(), ranks)
+    return entries
+
+
+def _factory(entry: ShardedTensor, dim: int, units: int, rank: int, ranks: int) -> ShardedTensorFactory:
+    each = -(-units // ranks)
+    real = max(0, min(each, units - rank * each))
+    shape = entry.data.shape
+    unit = shape[dim] // each
+
+    def with_size(size: int) -> tuple[int, ...]:
+        return (*shape[:dim], size, *shape[dim + 1 :])
+
+    def build(key: str, tensor: torch.Tensor, replica, _flattened_range) -> dict:
+        """One entry for each unit this rank has, since a box must be a whole multiple of its offset's step; and last
+        the zeros, which stay here: a rank without a unit would have no entry, which megatron forgets on its way."""
+        pieces = {
+            number: ShardedTensor(
+                key=key,
+                data=tensor.narrow(dim, number * unit, unit).detach(),
+                dtype=tensor.dtype,
+                local_shape=with_size(unit),
+                global_shape=with_size(unit * units),
+                global_offset=tuple((rank * each + number) * unit if axis == dim else 0 for axis in range(len(shape))),
+                axis_fragmentations=tuple(units if axis == dim else 1 for axis in range(len(shape))),
+                replica_id=replica,
+            )
+            for number in range(real)
+        }
+        return {**pieces, real: LocalNonpersistentObject(tensor.new_zeros(with_size((each - real) * unit)))}
+
+    return ShardedTensorFactory(
+        key=entry.key,
+        data=entry.data,
+        build_fn=build,
+        merge_fn=lambda pieces: torch.cat([pieces[number] for number in sorted(pieces)], dim=dim),
+        replica_id=entry.replica_id,
+    )
 
 
 def _default_device() -> torch.device:

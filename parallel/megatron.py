@@ -15,8 +15,17 @@ with warnings.catch_warnings():
     # Without transformer-engine and apex megatron says at import that it uses torch's own kernels; ours replace them.
     warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import _get_write_results_queue
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+    from megatron.core.dist_checkpointing.mapping import (
+        LocalNonpersistentObject,
+        ShardedTensor,
+        ShardedTensorFactory,
+    )
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -33,7 +42,11 @@ with warnings.catch_warnings():
         RowParallelLinear,
         set_tensor_model_parallel_attributes,
     )
-    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+    from megatron.core.tensor_parallel.mappings import (
+        all_gather_last_dim_from_tensor_parallel_region,
+        copy_to_tensor_model_parallel_region,
+        gather_from_tensor_model_parallel_region,
+    )
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -45,24 +58,34 @@ for source in ("megatron", "torch.distributed"):
 logging.getLogger("megatron.core").setLevel(logging.ERROR)
 
 __all__ = [
+    "AsyncRequest",
+    "CheckpointingConfig",
     "ColumnParallelLinear",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "DistributedOptimizer",
+    "FileSystemWriterAsync",
+    "FullyParallelSaveStrategyWrapper",
+    "LocalNonpersistentObject",
     "MegatronModule",
     "MegatronOptimizerConfig",
     "ModelParallelConfig",
     "ModelType",
     "RowParallelLinear",
     "ShardedTensor",
+    "ShardedTensorFactory",
     "StrictHandling",
+    "TorchDistSaveShardedStrategy",
     "TransformerConfig",
-    "_get_write_results_queue",
+    "all_gather_last_dim_from_tensor_parallel_region",
     "copy_to_tensor_model_parallel_region",
     "dist_checkpointing",
+    "filesystem_async",
     "finalize_model_grads",
+    "gather_from_tensor_model_parallel_region",
     "get_forward_backward_func",
     "parallel_state",
+    "save_config",
     "set_tensor_model_parallel_attributes",
     "tensor_parallel",
 ]

@@ -14,6 +14,8 @@ import torch.distributed as distributed
 from . import accelerator
 from .config import ParallelConfig
 from .megatron import parallel_state
+from .tokens import Sharing
+from .watch import Watch
 from .world import announced_world
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -27,13 +29,19 @@ class Mesh:
     tensor: distributed.ProcessGroup
     """Ranks that share one layer's matrices."""
     context: distributed.ProcessGroup
-    """Ranks that share one sample's tokens."""
+    """Ranks that share one sample's tokens: ulysses x ring, consecutive ranks being one Ulysses group."""
+    ulysses: distributed.ProcessGroup
+    """Context ranks that exchange tokens for heads around attention."""
+    ring: distributed.ProcessGroup
+    """Context ranks that pass keys and values on."""
     pipeline: distributed.ProcessGroup
     """Ranks that hold successive blocks."""
     data: distributed.ProcessGroup
     """Ranks that hold the same weights and read different samples."""
     data_and_context: distributed.ProcessGroup
-    """Ranks whose gradients add up, and over which optimizer states are sharded."""
+    """Ranks whose gradients add up."""
+    states: distributed.ProcessGroup
+    """Of those, the ranks over which optimizer states are divided: all of them, or this rank alone."""
     model: distributed.ProcessGroup
     """Ranks that together hold one copy of the model: tensor x pipeline."""
     config: ParallelConfig
@@ -45,6 +53,21 @@ class Mesh:
     @property
     def world_size(self) -> int:
         return distributed.get_world_size()
+
+    @property
+    def sharing(self) -> Sharing:
+        """How a sample's tokens are divided, and this rank's place in it."""
+        return Sharing(
+            contexts=self.context.size(),
+            context_rank=self.context.rank(),
+            pieces=self.tensor.size() if self.config.sequence else 1,
+            piece=self.tensor.rank() if self.config.sequence else 0,
+        )
+
+    @property
+    def stages(self) -> list[int]:
+        """Numbers of the runs of blocks this rank holds, of `config.stages` in the order of the forward pass."""
+        return [chunk * self.pipeline.size() + self.pipeline.rank() for chunk in range(self.config.virtual_pipeline)]
 
     @property
     def data_rank(self) -> int:
@@ -64,6 +87,14 @@ class Mesh:
         distributed.all_reduce(values, group=self.data)
         return values
 
+    def sum_of_parts(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks of what each last stage computed from its own tokens; other stages bring zeros. In place.
+
+        Without sequence parallelism tensor ranks hold the same tokens, and each brings its share of the same value.
+        """
+        distributed.all_reduce(values)
+        return values if self.config.sequence else values.div_(self.tensor.size())
+
     def mean_over_data(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the data-parallel ranks, in place."""
         return self.sum_over_data(values).div_(self.data_size)
@@ -73,6 +104,16 @@ class Mesh:
         values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value)
         return values
+
+    def collected(self, value: Any) -> list[Any]:
+        """Every rank's plain value, in the order of ranks, on rank 0; on the others nothing."""
+        values: list[Any] = [None] * self.world_size if self.rank == 0 else []
+        distributed.gather_object(value, values or None, dst=0)
+        return values
+
+    def watch(self) -> Watch:
+        """What tells, in a world of several ranks, which of them holds the others up."""
+        return Watch(limit=self.config.timeout_seconds, rank=self.rank, world=self.world_size)
 
     def barrier(self) -> None:
         distributed.barrier()
@@ -84,26 +125,36 @@ def build_mesh(config: ParallelConfig) -> Mesh:
     Raises ValueError when the world's size is no multiple of tensor x pipeline x context, or when the environment
     announces a world only in part.
     """
-    device = _join_world()
+    # The watch speaks first, and names the rank; what it cannot see ends a little later.
+    timeout = timedelta(seconds=config.timeout_seconds + 60)
+    device = _join_world(timeout)
     world_size = distributed.get_world_size()
     config.data_size(world_size)  # refuses a world that does not hold whole copies of the model
-    wanted = (config.tensor, config.pipeline, config.context)
+    instances = 1 if config.distributed_optimizer else config.data_size(world_size) * config.context
+    wanted = (instances, config.tensor, config.pipeline, config.virtual_pipeline, config.context)
     if parallel_state.is_initialized() and _cut() != wanted:
         parallel_state.destroy_model_parallel()
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor,
             pipeline_model_parallel_size=config.pipeline,
+            virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
             context_parallel_size=config.context,
+            num_distributed_optimizer_instances=instances,
             create_gloo_process_groups=False,
+            distributed_timeout_minutes=timeout.total_seconds() / 60,
         )
+    ulysses, ring = _divided(parallel_state.get_context_parallel_group(), config)
     return Mesh(
         device=device,
         tensor=parallel_state.get_tensor_model_parallel_group(),
         context=parallel_state.get_context_parallel_group(),
+        ulysses=ulysses,
+        ring=ring,
         pipeline=parallel_state.get_pipeline_model_parallel_group(),
         data=parallel_state.get_data_parallel_group(),
         data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        states=parallel_state.get_data_parallel_group(with_context_parallel=True, partial_data_parallel=instances > 1),
         model=parallel_state.get_model_parallel_group(),
         config=config,
     )
@@ -117,15 +168,42 @@ def leave_world() -> None:
         distributed.destroy_process_group()
 
 
-def _cut() -> tuple[int, int, int]:
+def _divided(context: distributed.ProcessGroup, config: ParallelConfig) -> tuple[distributed.ProcessGroup, ...]:
+    """The Ulysses and the ring group of this rank, inside its context group."""
+    if config.context == 1:
+        return context, context
+    if 1 in (config.ulysses_size, config.ring_size):
+        # One axis is the whole group, the other this rank alone.
+        alone = _groups_of([[rank] for rank in range(distributed.get_world_size())])
+        return (context, alone) if config.ring_size == 1 else (alone, context)
+    everyone: list[list[int] | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, distributed.get_process_group_ranks(context))
+    contexts = sorted({tuple(ranks) for ranks in everyone})
+    size = config.ulysses_size
+    together = [list(ranks[first : first + size]) for ranks in contexts for first in range(0, len(ranks), size)]
+    around = [list(ranks[place::size]) for ranks in contexts for place in range(size)]
+    return _groups_of(together), _groups_of(around)
+
+
+def _groups_of(partition: list[list[int]]) -> distributed.ProcessGroup:
+    """Makes a group of each part, which all ranks must do in one order; returns this rank's."""
+    own, _ = distributed.new_subgroups_by_enumeration(partition)
+    return own
+
+
+def _cut() -> tuple[int, ...]:
+    both = {"with_context_parallel": True}
     return (
+        parallel_state.get_data_parallel_world_size(**both)
+        // parallel_state.get_data_parallel_world_size(**both, partial_data_parallel=True),
         parallel_state.get_tensor_model_parallel_world_size(),
         parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
         parallel_state.get_context_parallel_world_size(),
     )
 
 
-def _join_world() -> torch.device:
+def _join_world(timeout: timedelta) -> torch.device:
     device_type = accelerator.present()
     world = announced_world(os.environ)
     device = torch.device(device_type)
@@ -138,5 +216,5 @@ def _join_world() -> torch.device:
             if world
             else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
         )
-        distributed.init_process_group(BACKENDS[device_type], timeout=timedelta(minutes=10), **place)
+        distributed.init_process_group(BACKENDS[device_type], timeout=timeout, **place)
     return device

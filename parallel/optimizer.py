@@ -132,22 +132,26 @@ class Optimizer:
         self.settings = settings
         self.kernels = kernels
         inner = MasterAdamW(_groups(model, settings), settings, kernels)
-        wrapped = model.wrapped
-        bf16 = wrapped.config.bf16
+        config = model.config
         self.sharded = ShardedOptimizer(
             inner,
             MegatronOptimizerConfig(
-                optimizer="adam", use_distributed_optimizer=True, bf16=bf16, params_dtype=wrapped.config.params_dtype
+                optimizer="adam",
+                use_distributed_optimizer=True,
+                bf16=config.bf16,
+                params_dtype=config.params_dtype,
+                overlap_param_gather=model.chunks[0].ddp_config.overlap_param_gather,
             ),
             None,
             lambda optimizer, _config=None: optimizer.prepare_state(),
-            model_chunks=[wrapped],
-            per_model_buffers={0: wrapped.buffers},
-            data_parallel_group=model.mesh.data_and_context,
+            model_chunks=model.chunks,
+            per_model_buffers={number: chunk.buffers for number, chunk in enumerate(model.chunks)},
+            data_parallel_group=model.mesh.states,
             data_parallel_group_gloo=None,
             data_parallel_group_idx=model.mesh.model.rank(),
             distributed_optimizer_instance_id=0,
         )
+        self.copies = model.mesh.data_and_context.size() // model.mesh.states.size()
         self.sharded.grad_stats_parallel_group = distributed.group.WORLD
         self.sharded.tp_group = model.mesh.tensor
         inner.prepare_state()
@@ -167,7 +171,8 @@ class Optimizer:
         self.sharded.prepare_grads()
         squared = self.kernels.gradient_norm(self.sharded.get_main_grads_for_grad_norm())
         distributed.all_reduce(squared)
-        return squared.sqrt()
+        # Where states are not divided, each of their holders has added the whole.
+        return (squared / self.copies).sqrt()
 
     @torch.no_grad()
     def update(self, number: int, learning_rate: float, grad_norm: torch.Tensor) -> None:
@@ -197,14 +202,14 @@ class Optimizer:
             whole = sharded.gathered_average(buffer, buckets)
             for parameter, (start, end, _) in buffer.param_index_map.items():
                 averages[parameter] = whole[start:end].view(parameter.shape)
-        return {name: averages[parameter] for name, parameter in self.model.module.named_parameters()}
+        return {name: averages[parameter] for name, parameter in self.model.named_parameters()}
 
 
 def _groups(model: DataParallel, settings: AdamWSettings) -> list[dict]:
     """The decayed parameters and the others; megatron tells groups apart by these keys when it loads."""
     marks = {"lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False}
     decayed, spared = [], []
-    for parameter in model.module.parameters():
+    for _, parameter in model.named_parameters():
         is_spared = parameter.dim() == 1 and not settings.decay_biases_and_gains
         (spared if is_spared else decayed).append(parameter)
     groups = [

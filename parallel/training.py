@@ -1,11 +1,12 @@
 """Driving one training step with megatron-core: gradient buffers, the schedule, their reduction.
 
-model = DataParallel(mmdit, mesh, ...)          megatron's DistributedDataParallel
-losses = model.forward_backward(step, batches)  megatron's schedule over the microbatches, gradients reduced
+model = DataParallel(stages of the mmdit, mesh, ...)    megatron's DistributedDataParallel, one a virtual stage
+loss = model.forward_backward(step, batches, ...)       megatron's schedule over the microbatches, gradients reduced
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from .megatron import (
 )
 from .mesh import Mesh
 
-ForwardStep = Callable[[Any, torch.nn.Module], torch.Tensor]
-"""(microbatch, model) -> mean loss of the microbatch, 0-D."""
+Step = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]
+"""(module, microbatch) -> what this stage makes of it, and, for the last stage, how that becomes the loss.
+
+The loss is 0-D: this rank's part of the microbatch's mean.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,54 +37,121 @@ class Shape:
     heads: int
 
 
-class DataParallel:
-    """A model in megatron's gradient buffers, which the distributed optimizer cuts over data and context ranks."""
+@dataclass(frozen=True, kw_only=True)
+class Microbatches:
+    """How many there are in a step, and what a pipeline stage must know of each to receive it."""
 
-    def __init__(self, module: ShardedModule, mesh: Mesh, shape: Shape, dtype: torch.dtype):
-        self.module = module
+    count: int
+    samples: int
+    """In each."""
+    packed_rows: int
+    """`Tokens.packed_rows`, the same for all of a step."""
+
+
+class DataParallel:
+    """A rank's part of a model, a module for each run of blocks it holds, in megatron's gradient buffers."""
+
+    def __init__(self, modules: list[ShardedModule], mesh: Mesh, shape: Shape, dtype: torch.dtype):
+        self.modules = modules
         self.mesh = mesh
-        config = TransformerConfig(
-            num_layers=shape.layers,
-            hidden_size=shape.width,
-            num_attention_heads=shape.heads,
-            tensor_model_parallel_size=mesh.tensor.size(),
-            pipeline_model_parallel_size=mesh.pipeline.size(),
-            context_parallel_size=mesh.context.size(),
-            sequence_parallel=mesh.config.sequence,
-            params_dtype=dtype,
-            pipeline_dtype=dtype,
-            bf16=dtype == torch.bfloat16,
-            gradient_accumulation_fusion=False,
-        )
+        self.config = config = _transformer_config(mesh, shape, dtype)
         buffers = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            overlap_grad_reduce=False,
+            overlap_grad_reduce=mesh.config.overlap,
+            overlap_param_gather=mesh.config.overlap,
             use_distributed_optimizer=True,
+            num_distributed_optimizer_instances=mesh.data_and_context.size() // mesh.states.size(),
             average_in_collective=False,
         )
-        self.wrapped = DistributedDataParallel(config, buffers, module)
+        self.chunks = [
+            # megatron's own rule: only the first run's buckets can be reduced while others still compute.
+            DistributedDataParallel(config, buffers, module, disable_bucketing=number > 0)
+            for number, module in enumerate(modules)
+        ]
         config.finalize_model_grads_func = finalize_model_grads
-        config.no_sync_func = self.wrapped.no_sync
+        config.no_sync_func = _one_or_all([chunk.no_sync for chunk in self.chunks])
+        if buffers.overlap_grad_reduce:
+            config.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in self.chunks])
+        if buffers.overlap_param_gather:
+            config.param_sync_func = _one_or_all([chunk.start_param_sync for chunk in self.chunks])
 
-    def forward_backward(self, step: ForwardStep, batches: Iterable[Any], count: int) -> torch.Tensor:
-        """Forward and backward of `count` microbatches, gradients averaged over the data-parallel ranks.
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Of all the rank's runs of blocks; names are those of the whole model."""
+        for module in self.modules:
+            yield from module.named_parameters()
 
-        Returns this rank's mean loss, 0-D fp32, still on the device.
+    def gather(self) -> None:
+        """Brings every parameter up to date after an update.
+
+        megatron's overlapped gathering does that for the next step's forward alone: whoever looks at parameters before,
+        or runs a forward without zeroing the gradients first, would see those of the step before.
         """
-        self.wrapped.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.start_param_sync(force_sync=True)
 
+    def forward_backward(self, step: Step, batches: Iterable[Any], microbatches: Microbatches) -> torch.Tensor:
+        """Forward and backward of a step's microbatches, gradients averaged over the data-parallel ranks.
+
+        Returns this rank's part of the mean loss, 0-D fp32, still on the device; 0 unless it holds the last blocks.
+        """
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        return self._run(step, batches, microbatches, forward_only=False)
+
+    @torch.no_grad()
+    def forward(self, step: Step, batches: Iterable[Any], microbatches: Microbatches) -> torch.Tensor:
+        """As `forward_backward`, the loss alone; after `gather`, which all data-parallel ranks do together."""
+        return self._run(step, batches, microbatches, forward_only=True)
+
+    def _run(self, step: Step, batches, microbatches: Microbatches, *, forward_only: bool) -> torch.Tensor:
         def forward_step(iterator, model):
-            loss = step(next(iterator), model)
-            # Cloned: the schedule divides `output` by the microbatch count in place.
-            return loss, lambda output: (output, {"loss": output.detach().float().clone()})
+            output, loss = step(model, next(iterator))
+            return output, lambda output: _reported(loss(output))
 
+        iterators = tee(batches, len(self.chunks))
+        mesh, config = self.mesh, self.mesh.config
         reports = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=iter(batches),
-            model=[self.wrapped],
-            num_microbatches=count,
-            # Only pipeline stages read these two, for the shape of what they receive.
-            seq_length=1,
-            micro_batch_size=1,
+            data_iterator=_one_or_all(list(iterators)),
+            model=list(self.chunks),
+            num_microbatches=microbatches.count,
+            # megatron divides by the context's, and under sequence parallelism the tensor group's size.
+            seq_length=microbatches.packed_rows * mesh.context.size() * (mesh.tensor.size() if config.sequence else 1),
+            micro_batch_size=microbatches.samples,
+            forward_only=forward_only,
         )
+        if not reports:
+            return torch.zeros((), device=mesh.device)
         return torch.stack([report["loss"] for report in reports]).mean()
+
+
+def _reported(loss: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    # Cloned: the schedule multiplies and divides the loss in place, by the context's size and the microbatch count.
+    return loss, {"loss": loss.detach().float().clone()}
+
+
+def _transformer_config(mesh: Mesh, shape: Shape, dtype: torch.dtype) -> TransformerConfig:
+    tensor, config = mesh.tensor.size(), mesh.config
+    virtual = config.virtual_pipeline if config.virtual_pipeline > 1 else None
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.width,
+        num_attention_heads=-(-shape.heads // tensor) * tensor,  # padded, as the layers are
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=mesh.pipeline.size(),
+        virtual_pipeline_model_parallel_size=virtual,
+        context_parallel_size=mesh.context.size(),
+        sequence_parallel=config.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        gradient_accumulation_fusion=False,
+        # Interleaved at two stages, batched sends are silently wrong (docs/constraints.md).
+        overlap_p2p_comm=virtual is not None,
+        batch_p2p_comm=virtual is None,
+    )
+
+
+def _one_or_all(values: list) -> Any:
+    """megatron takes a single value, or a list where there are virtual stages."""
+    return values[0] if len(values) == 1 else values

@@ -3,8 +3,8 @@
     file,caption[,begin,end]          {"file": "a/b.mp4", "caption": "...", "begin": 3.5, "end": 8}
 
 `file` is relative to the video folder; `begin` and `end` are seconds into it, so that one long video may hold several
-captioned clips. Further columns are ignored. A file that cannot be understood is refused whole, with the line: a typing
-error must not silently cost clips.
+captioned clips; the frame shown at `end` belongs to the next. Further columns are ignored. A file that cannot be
+understood is refused whole, with the line: a typing error must not silently cost clips.
 """
 
 import csv

@@ -26,7 +26,7 @@ from ...model.codecs.codec import Codec, saved_identity
 from ...model.codecs.pca import PCACodec
 from ...model.codecs.pca_fit import fit
 from ...model.text.text import TextEncoder
-from ...parallel.durable import write_text
+from ...parallel.durable import sync_tree, write_text
 from ..encoders import open_codec, open_text
 from ..progress import Progress
 from ..video import to_pixels
@@ -108,12 +108,6 @@ class Decoder:
                 yield waiting.popleft()
         yield from waiting
 
-    def pixels(self, clips: Sequence[PlannedClip]) -> Iterator[Tensor]:
-        """[3, F, Y, X] in [-1, 1] of every window of the clips that can be used."""
-        for _, future in self.read(clips):
-            if not isinstance(future.exception(), ClipRefused):
-                yield from map(to_pixels, future.result()[1])
-
     def _read(self, clip: PlannedClip) -> tuple[Cut, list[Tensor]]:
         path = self.videos / clip.file
         planned = cut(look(path), self.buckets, clip.begin, clip.end, self.windows)
@@ -179,6 +173,7 @@ def _begin(folder: Path, wanted: Plan, trained: Codec | None, decoder: Decoder) 
         _check_identity(folder, "codec", identity, trained.identity if trained else identity)
     else:
         (trained or _fit(wanted, decoder)).save(folder / CODEC_FOLDER)
+        sync_tree(folder / CODEC_FOLDER)
         save_plan(folder, wanted)
     # A fitted one too is read back, as others read it: where tensors lie in memory may decide a product's last bit.
     return kept or wanted, trained or load_codec(folder / CODEC_FOLDER)
@@ -195,25 +190,32 @@ def _check_identity(folder: Path, what: str, kept: str, here: str) -> None:
 def _fit(plan: Plan, decoder: Decoder) -> Codec:
     training = [clip for clip in plan.clips if clip.split == SPLITS[0]]
     clips = training[:: -(-len(training) // FITTING_CLIPS)]
-    usable = [clip for clip, future in decoder.read(clips) if _is_video(future)]
+    obstacles = [(clip, _obstacle(future)) for clip, future in decoder.read(clips)]
+    usable = [clip for clip, obstacle in obstacles if not obstacle]
     if not usable:
+        clip, obstacle = obstacles[0]
         raise ValueError(
-            f"none of {len(clips)} clips has the frames that codec pca is fitted on (5 at least): give other videos, "
-            "or --codec with the folder of a trained codec"
+            f"codec pca is fitted on videos of 5 frames or more, and none of {len(clips)} clips gives one ({clip.file} "
+            f"is {obstacle}): change --frames, --size or --fps, give other videos, or --codec with the folder of a "
+            "trained codec"
         )
     passes = iter(("fitting bases", "fitting decoder"))
 
     def windows() -> Iterator[Tensor]:
         with closing(Progress(next(passes), total=len(usable), unit="clip")) as progress:
-            for done, clip in enumerate(usable, start=1):
-                yield from decoder.pixels([clip])
+            for done, (_, decoded) in enumerate(decoder.read(usable), start=1):
+                yield from map(to_pixels, decoded.result()[1])
                 progress.advance_to(done)
 
     return fit(windows)
 
 
-def _is_video(future: Future) -> bool:
-    return future.exception() is None and future.result()[0].bucket.frames > 1
+def _obstacle(decoded: Future) -> str:
+    """What keeps a clip from being a video that a codec can be fitted on; "" if nothing does."""
+    try:
+        return "" if decoded.result()[0].bucket.frames > 1 else "taken as an image"
+    except ClipRefused as refusal:
+        return str(refusal)
 
 
 def _work_until_done(plan: Plan, folder: Path, decoder: Decoder, encoder: Encoder) -> None:
@@ -241,9 +243,10 @@ def _finish_part(part: Part, decoder: Decoder, encoder: Encoder, show: Any) -> N
     part.go_on()
     remaining = part.remaining()
     first = len(part.clips) - len(remaining)
-    measured = next((clip for clip in part.clips if clip.split == SPLITS[0]), None)
     for done, (clip, decoded) in enumerate(decoder.read(remaining), start=first + 1):
-        part.add(clip, encoder.encode(clip, decoded, measure=clip is measured))
+        # The first that is trained on: it takes as long as encoding and decoding again.
+        measure = clip.split == SPLITS[0] and not part.has_samples(SPLITS[0])
+        part.add(clip, encoder.encode(clip, decoded, measure=measure))
         show(done)
     part.finish()
 

@@ -49,6 +49,9 @@ class Part:
         done = {line["clip"] for line in self.lines if "clip" in line}
         return [clip for clip in self.clips if clip.number not in done]
 
+    def has_samples(self, split: str) -> bool:
+        return any(line["split"] == split and line["samples"] for line in self.lines)
+
     def go_on(self) -> None:
         """Opens the shards of an interrupted process where its journal ends."""
         places: dict[tuple[str, Bucket], list[SampleEntry]] = {}

@@ -6,6 +6,7 @@ every later start, reads it; one that was asked for something else is refused, s
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from ...parallel.durable import write_text
 from .buckets import Buckets
-from .captions import read_captions
+from .captions import CaptionRow, read_captions
 from .manifest import SPLITS
 from .refusal import ClipRefused
 
@@ -21,7 +22,7 @@ WORK_FOLDER = "encoding"
 """Below the shard folder: the plan, and what has been done of it. It stays, as the record of where samples are from."""
 
 PLAN_FILE = "plan.json"
-FORMAT = "contentv-encoding-1"
+FORMAT = "contentv-encoding-2"
 """Raised whenever the same request would give other shards."""
 
 PART = 32
@@ -30,7 +31,7 @@ PART = 32
 VIDEO = ".avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm"
 IMAGE = ".bmp .jpeg .jpg .png .webp"
 SUFFIXES = frozenset(f"{VIDEO} {IMAGE}".split())
-"""Files that are looked at; an image is a video of one frame."""
+"""Files that are expected to have a caption; an image is a video of one frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,22 +103,18 @@ def make_plan(request: EncodingRequest) -> Plan:
     """Looks at names and sizes, opens no video. ValueError for captions that make no sense, or no clip at all."""
     videos = Path(request.videos)
     rows = read_captions(request.captions)
-    files = {
-        path.relative_to(videos).as_posix(): path.stat().st_size
-        for path in sorted(videos.rglob("*"))
-        if path.is_file() and path.suffix.lower() in SUFFIXES
-    }
+    files = _files(videos, rows)
     silent = files.keys() - {row.file for row in rows}
     unused = [_unused(file, "no caption", "the captions have no row for it") for file in silent]
     unused += [_unused(row.file, "no caption", "its caption is empty") for row in rows if not row.caption]
-    unused += [_unused(row.file, "no file", "the folder has no such video or image") for row in rows
+    unused += [_unused(row.file, "no file", "the folder has no such file") for row in rows
                if row.caption and row.file not in files]  # fmt: skip
     usable = sorted(
         (row for row in rows if row.caption and row.file in files), key=lambda row: (row.file, row.begin, row.end or 0)
     )
     if not usable:
         raise ValueError(
-            f"{videos} and {request.captions} have no clip in common ({len(files)} videos, {len(rows)} rows): captions "
+            f"{videos} and {request.captions} have no clip in common ({len(files)} files, {len(rows)} rows): captions "
             "name files relative to the folder, with their suffix"
         )
     if len(usable) * request.windows > 2**32:
@@ -172,6 +169,16 @@ def check_same(folder: Path, kept: Plan, wanted: Plan) -> None:
     if len(kept.clips) != len(wanted.clips):
         counts = len(kept.clips), len(wanted.clips)
         raise ValueError(f"{folder} was begun with {counts[0]} clips, but now there are {counts[1]}: {remedy}")
+
+
+def _files(videos: Path, rows: Sequence[CaptionRow]) -> dict[str, int]:
+    """Name -> bytes of every video and image there is, and of whatever else a row names, by way of links too."""
+    found = [path for path in videos.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    # A name that is no UTF-8 can be in no captions, but is told of in the report, which is UTF-8.
+    names = {os.fsencode(path.relative_to(videos)).decode("utf-8", "backslashreplace"): path for path in found}
+    named = {row.file: videos / row.file for row in rows if row.file not in names}
+    names |= {file: path for file, path in named.items() if os.path.isfile(path)}
+    return {file: path.stat().st_size for file, path in names.items()}
 
 
 def _plain(request: EncodingRequest) -> dict[str, Any]:

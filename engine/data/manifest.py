@@ -20,7 +20,7 @@ FORMAT = "contentv-shards-1"
 LIMIT = 2**34
 """Bytes of a manifest; a million samples take half of 2^30."""
 
-REMEDY = "encode the data again (`contentv data RECIPE`) or give another data folder"
+REMEDY = "encode the data again (`contentv data` or `contentv encode`) or give another data folder"
 
 MEMBERS = frozenset(("latents.npy", "tokens.npy", "pooled.npy", "json"))
 """Of every sample: its key is followed by each of these."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...model.codecs.codec import Codec
 from ...model.text.text import TextEncoder
+from ...parallel.durable import sync, sync_tree
 from ...parallel.reading import file_sha256
 from .manifest import (
     CODEC_FOLDER,
@@ -88,11 +89,16 @@ class ShardWriter:
 
 
 def publish(folder: Path, shards: Iterable[ShardEntry], codec: Codec, text: TextEncoder, source: str = "") -> Manifest:
-    """Writes the empty caption beside finished shards and a saved codec, then the manifest, which makes it whole."""
+    """Writes the empty caption beside finished shards and a saved codec, then the manifest, which makes it whole.
+
+    All of them are on disk before it.
+    """
     tokens_BTW, pooled_BW = text.encode([""])
     empty = folder / EMPTY_CAPTION_FILE
     # Not safetensors' save_file: that makes files only their owner may read, and data folders are shared.
     empty.write_bytes(save({"tokens": tokens_BTW[0].contiguous(), "pooled": pooled_BW[0].contiguous()}))
+    sync(empty)
+    sync_tree(folder / CODEC_FOLDER)
     manifest = Manifest(
         source=source,
         codec_kind=codec.kind,
@@ -157,6 +163,7 @@ class Shard:
         """Ends the tar file and returns its place in the manifest."""
         ending = 2 * tarfile.BLOCKSIZE  # what tar takes for the end; and a file is a whole number of records
         self._file.write(bytes(ending + -(self._end + ending) % tarfile.RECORDSIZE))
+        self.sync()
         self.close()
         return ShardEntry(
             file=self.path.name,

@@ -19,9 +19,9 @@ from torch import Tensor
 from ...model.codecs.codec import latent_size
 from ...model.weight_files import read_tensors
 from ...parallel.reading import file_sha256, parse_json, shown
-from .manifest import Bucket, Manifest, SampleEntry, ShardEntry, read_manifest
+from .manifest import SPLITS, Bucket, Manifest, SampleEntry, ShardEntry, read_manifest
 
-REMEDY = "restore the file or encode the data again (`contentv data RECIPE`)"
+REMEDY = "restore the file or encode the data again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,9 @@ class ShardDataset:
                 self._places.update({sample.sample: (shard, sample) for sample in shard.samples})
         if not self._places:
             known = ", ".join(self.manifest.counts())
+            remedy = "encode more videos, or go without: --trainer.validate-every 0" if split == SPLITS[1] else REMEDY
             raise ValueError(
-                f"{self.folder}: found no sample of split {split!r}; expected one of: {known or 'none'}; {REMEDY}"
+                f"{self.folder}: found no sample of split {split!r}; expected one of: {known or 'none'}; {remedy}"
             )
 
     @property

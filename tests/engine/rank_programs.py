@@ -1,14 +1,20 @@
 """What the ranks of a small world run through `engine.trainer.train`."""
 
+import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from contentv.engine import trainer
 from contentv.engine.data.shards import ShardDataset
+from contentv.engine.metrics import read_metrics
+from contentv.engine.run_files import METRICS_FILE
 from contentv.engine.signals import StopSignals
+from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import leave_world
+from contentv.parallel.writing import PlannedWrite
 from tests.engine.small_run import small_config
 
 
@@ -51,6 +57,54 @@ def poison_on_one(*, shards: str, folder: str) -> dict:
     finally:
         leave_world()
     raise AssertionError("nobody noticed")
+
+
+def disagree(*, shards: str, folder: str) -> dict:
+    """Rank 1 is started with another seed."""
+    rank = _rank()
+    try:
+        trainer.train(_config(folder, shards, seed=rank), StopSignals())
+    except ValueError as error:
+        return {"rank": rank, "told": str(error)}
+    finally:
+        leave_world()
+    raise AssertionError("nobody noticed")
+
+
+def write_fails_on_one(*, shards: str, folder: str) -> dict:
+    """Rank 1 cannot write its share of the first checkpoint; every rank must say so, in the same step."""
+    rank, write = _rank(), PlannedWrite.write
+
+    def fail(planned):
+        if rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(planned)
+
+    PlannedWrite.write = fail
+    steps, take_step = [], trainer.take_step
+    trainer.take_step = lambda session, step, signals: (steps.append(step), take_step(session, step, signals))[1]
+    try:
+        trainer.train(_config(folder, shards, checkpoint_every=2), StopSignals())
+    except OSError as error:
+        return {"steps": len(steps), "told": str(error)}
+    finally:
+        leave_world()
+    raise AssertionError("nobody noticed")
+
+
+def validated(*, shards: str, folder: str, layout: dict) -> list:
+    """Trains and validates in a layout, from weights that leave no path shut; every line but for its times."""
+    torch.set_num_threads(1)
+    config = small_config(
+        Path(folder),
+        Path(shards),
+        model={"layers": 4, "heads": 3},
+        trainer={"max_steps": 3, "checkpoint_every": 100, "validate_every": 1, "micro_batch": 1},
+    )
+    trainer.train(replace(config, parallel=ParallelConfig(**layout)), StopSignals())
+    leave_world()
+    kept = ("step", "loss", "grad_norm", "validation_loss")
+    return [{name: line[name] for name in kept if name in line} for line in read_metrics(Path(folder, METRICS_FILE))]
 
 
 def _config(folder: str, shards: str, **changes):

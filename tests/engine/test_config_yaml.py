@@ -74,7 +74,7 @@ def changed(*path_and_value):
         ),
         (changed("kernels", "wish", [1]), r"kernels\.wish\[0\] is 1 \(int\); it must be a text"),
         (changed("model", 3), r"model is 3 \(int\); it must be a mapping"),
-        (changed("parallel", "tensor", 2), r"x\.yaml: parallel\.tensor is 2; only 1 is available"),
+        (changed("parallel", "tensor", 0), r"x\.yaml: parallel\.tensor is 0; it must be from 1 to 65536"),
         ("recipe: x", r"the key run is missing"),
         ("", r"the whole file is nothing; it must be a mapping"),
         ("a: [1", r"x\.yaml is not plain YAML: "),

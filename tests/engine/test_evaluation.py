@@ -12,16 +12,19 @@ import torch
 from contentv.engine import evaluation
 from contentv.engine.checkpoints import CheckpointFolder
 from contentv.engine.data.encode import mean_codec_psnr
+from contentv.engine.data.manifest import Bucket
+from contentv.engine.data.shard_writer import Sample, ShardWriter
 from contentv.engine.data.shards import ShardDataset
 from contentv.engine.evaluation import evaluate, resume_is_bit_equal
-from contentv.engine.probe import probe_loss
+from contentv.engine.probe import directly, probe_loss
 from contentv.engine.resume_evidence import REPEATED_STEPS, RESUMED, UNDISTURBED
 from contentv.engine.sampling import find_checkpoint, load_model, untrained_model
 from contentv.kernels.registry import choose
 from contentv.model.codecs import load_codec
+from contentv.model.text import load_text
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import build_mesh
-from tests.engine.real_run import CAPTIONS, SIZE, STEPS
+from tests.engine.real_run import CAPTIONS, SIZE, STEPS, windows
 
 HALF = 100
 LAST = HALF + REPEATED_STEPS
@@ -140,12 +143,42 @@ def test_figures_are_recomputed_from_the_checkpoint(real_run):
             load_model(found, found.verify(mesh), mesh, kernels, "ema"),
             untrained_model(found.config, mesh, kernels),
         )
-        losses[split] = [float(probe_loss(model, dataset, ids, mesh, kernels, batch=1)) for model in models]
+        losses[split] = [float(probe_loss(directly(model), dataset, ids, mesh, kernels, batch=1)) for model in models]
     assert figures["probe_ratio"] == pytest.approx(losses["train"][0] / losses["train"][1], rel=1e-6)
     assert figures["held_out_ratio"] == pytest.approx(losses["held_out"][0] / losses["held_out"][1], rel=1e-6)
     assert figures["probe_ratio"] < 1, "six steps of training lower the loss they train on"
     assert figures["captions"] == 3 and figures["resume_bit_equal"] is None
     assert figures["codec_psnr_db"] == mean_codec_psnr(found.config.data.folder)
+
+
+def test_several_buckets_and_nothing_held_out(real_run, tmp_path, monkeypatch):
+    """As `contentv encode` leaves few videos and some images; a progress line ends at its total."""
+    found = find_checkpoint(real_run)
+    codec, text = load_codec(found.folder / "codec"), load_text("minilm")
+    tokens_BTW, pooled_BW = text.encode(list(CAPTIONS))
+    writer = ShardWriter(tmp_path / "shards")
+    for number in range(12):
+        row = number % 3
+        window_3FYX = windows()[CAPTIONS[row]][number // 3][:, : 1 if number < 2 else 5]
+        latents_CFYX = codec.encode(window_3FYX[None])[0]
+        sample = Sample(sample=number, latents_CFYX=latents_CFYX, tokens_TW=tokens_BTW[row], pooled_W=pooled_BW[row],
+                        facts={"caption": CAPTIONS[row]})  # fmt: skip
+        writer.add("train", Bucket(*window_3FYX.shape[1:]), sample)
+    writer.close(codec, text)
+    data = replace(found.config.data, folder=str(tmp_path / "shards"))
+    monkeypatch.setattr(
+        evaluation, "find_checkpoint", lambda _: replace(found, config=replace(found.config, data=data))
+    )
+    shown = {}
+
+    def progress(title, total, unit):
+        return lambda done: shown.update({title: (done, total)})
+
+    figures = evaluate(real_run, "ema", progress).figures()
+    assert figures["held_out_ratio"] is None and figures["codec_psnr_db"] is None and 0 < figures["probe_ratio"] < 1
+    assert figures["captions"] == 3
+    assert shown["probing the trained model, train"] == (4, 4)
+    assert all(done == total for done, total in shown.values())
 
 
 @pytest.mark.parametrize("right", [(0, 1, 2), (0, 2), (1,), ()])

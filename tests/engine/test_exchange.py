@@ -92,7 +92,7 @@ def test_an_export_goes_into_no_folder_in_use(trained, tmp_path):
 def test_imported_weights_are_where_training_begins(trained, shards, tmp_path):
     """Bit for bit: a run from an export of step 0 has the losses of the run that was exported."""
     first = replace(trained, run=replace(trained.run, folder=str(tmp_path / "first")))
-    open_session(first).model.module.save_pretrained(tmp_path / "published")
+    open_session(first).model.modules[0].save_pretrained(tmp_path / "published")
     second = small_config(tmp_path / "second", shards, model={"layers": 7}, optimizer={"ema_decay": 0.9})
     path = import_weights(tmp_path / "published", second)
     assert CheckpointFolder(tmp_path / "second").steps() == [0]

@@ -78,7 +78,7 @@ def test_twenty_steps_equal_a_plain_torch_loop(shards, tmp_path, decay_all):
         trainer={"max_steps": STEPS},
     )  # fmt: skip
     session = open_session(config)
-    session.model.module.save_pretrained(tmp_path / "start")
+    session.model.modules[0].save_pretrained(tmp_path / "start")
     plain = PlainTransformer()
     weights = load_file(tmp_path / "start" / "diffusion_pytorch_model.safetensors")
     missing, surplus = plain.parts.load_state_dict(weights, strict=False)
@@ -111,7 +111,7 @@ def test_twenty_steps_equal_a_plain_torch_loop(shards, tmp_path, decay_all):
         assert float(result.grad_norm) == pytest.approx(float(norm), rel=1e-5)
 
     assert clipped > STEPS // 2, "clipping was never tried"
-    ours = dict(session.model.module.named_parameters())
+    ours = dict(session.model.modules[0].named_parameters())
     averages = session.optimizer.averaged()
     plain_weights = dict(plain.parts.named_parameters())
     for name, tensor in published_tensors(config.model, lambda name: ours[name].detach()):

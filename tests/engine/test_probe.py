@@ -6,7 +6,7 @@ import torch
 from contentv.engine.data.manifest import Bucket
 from contentv.engine.data.shard_writer import Sample, ShardWriter
 from contentv.engine.data.shards import ShardDataset
-from contentv.engine.probe import LEVELS, SEED, probe_loss, same_bucket_batches
+from contentv.engine.probe import LEVELS, SEED, directly, probe_loss, same_bucket_batches
 from contentv.kernels.philox import Stream, normal, words
 from contentv.kernels.registry import choose
 from contentv.model.mmdit import build
@@ -64,7 +64,7 @@ def plain_loss(model, dataset, ids):
 def test_it_is_the_mean_of_a_plain_loop(model, dataset, ids):
     expected = plain_loss(model, dataset, ids)
     for batch in (1, 3, 100):
-        found = probe_loss(model, dataset, list(ids), model.mesh, model.kernels, batch=batch)
+        found = probe_loss(directly(model), dataset, list(ids), model.mesh, model.kernels, batch=batch)
         assert found.dtype == torch.float64 and found.dim() == 0
         assert float(found) == pytest.approx(expected, rel=1e-5)
 
@@ -84,5 +84,5 @@ def test_batches_share_a_bucket_and_lose_nothing(dataset):
 
 def test_progress_counts_the_batches(model, dataset):
     seen = []
-    probe_loss(model, dataset, [0, 1, 3, 4, 6], model.mesh, model.kernels, batch=2, progress=seen.append)
+    probe_loss(directly(model), dataset, [0, 1, 3, 4, 6], model.mesh, model.kernels, batch=2, progress=seen.append)
     assert seen == [1, 2, 3]

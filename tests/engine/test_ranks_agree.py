@@ -1,4 +1,6 @@
-"""Two ranks train as one: what only one of them meets, both act on, in the same step."""
+"""Several ranks train as one: what only one of them meets, all act on, in the same step; validation in every layout."""
+
+import pytest
 
 from contentv.engine.checkpoints import CheckpointFolder
 from contentv.engine.metrics import read_metrics
@@ -17,4 +19,47 @@ def test_a_nan_that_one_rank_reads_stops_both_before_the_update(rank_server, sha
     answers = rank_server.run(2, f"{PROGRAMS}:poison_on_one", shards=str(shards), folder=str(tmp_path))
     told = {answer["told"] for answer in answers}
     assert len(told) == 1 and "sample ids [3]" in told.pop()
+    assert not CheckpointFolder(tmp_path).steps()
+
+
+def test_ranks_that_were_started_differently_are_refused_on_all(rank_server, shards, tmp_path):
+    answers = rank_server.run(2, f"{PROGRAMS}:disagree", shards=str(shards), folder=str(tmp_path))
+    told = {answer["told"] for answer in answers}
+    assert len(told) == 1 and "ranks 1 have another configuration than rank 0" in told.pop()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.fixture(scope="module")
+def alone(rank_server, shards, tmp_path_factory):
+    return validated(rank_server, 1, {}, shards, tmp_path_factory.mktemp("alone"))
+
+
+def validated(rank_server, world, layout, shards, folder) -> list[dict]:
+    first, *_ = rank_server.run(
+        world, f"{PROGRAMS}:validated", shards=str(shards), folder=str(folder), layout=layout, timeout=240
+    )
+    return first
+
+
+@pytest.mark.parametrize(
+    "world, layout",
+    [
+        (2, {}),  # three held-out samples: one rank validates two, the other one
+        (2, {"tensor": 2, "sequence": True}),
+        (2, {"context": 2, "ulysses": 1}),
+        (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    ],
+    ids=["data", "tensor, sequence", "ring", "virtual pipeline"],
+)
+def test_training_and_validation_are_those_of_one_rank(rank_server, alone, shards, tmp_path, world, layout):
+    lines = validated(rank_server, world, layout, shards, tmp_path)
+    assert sum("validation_loss" in line for line in alone) == 3
+    assert lines == [pytest.approx(line, rel=1e-5) for line in alone]
+
+
+def test_a_checkpoint_that_one_rank_cannot_write_stops_both(rank_server, shards, tmp_path):
+    one, other = rank_server.run(2, f"{PROGRAMS}:write_fails_on_one", shards=str(shards), folder=str(tmp_path))
+    assert one == other and "rank 1: OSError: [Errno 28] No space left" in one["told"]
+    # Not only when the next one is due.
+    assert 2 < one["steps"] <= 4
     assert not CheckpointFolder(tmp_path).steps()

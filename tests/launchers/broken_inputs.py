@@ -67,7 +67,7 @@ def files(names: dict[str, tuple[str, ...]], damages: dict[str, Damage]) -> Iter
 
 
 LAST = "run/checkpoints/step-00000006"
-PICKLED = (".metadata", "common.pt", "metadata.json", "__0_0.distcp", "__0_1.distcp")
+PICKLED = (".metadata", "common.pt", "metadata.json", "__0_0.distcp")
 SMALL_FILES = ("checkpoint.json", "config.yaml", "codec/codec.json", "codec/codec.safetensors")
 READERS = ("resume", "sample", "evaluate", "export", "inspect run")
 
@@ -136,8 +136,7 @@ def renamed() -> Iterator[Case]:
         f"{LAST}/config.yaml": ("checkpoint.json", READERS),
         f"{LAST}/tensors/common.pt": ("../../step-00000003/tensors/common.pt", READERS),
         f"{LAST}/tensors/.metadata": ("common.pt", READERS),
-        f"{LAST}/tensors/__0_0.distcp": ("__0_1.distcp", READERS),
-        f"{LAST}/tensors/__0_1.distcp": ("../../step-00000003/tensors/__0_1.distcp", READERS),
+        f"{LAST}/tensors/__0_0.distcp": ("../../step-00000003/tensors/__0_0.distcp", READERS),
         f"{LAST}/codec/codec.json": ("../checkpoint.json", READERS),
         "shards/train-5x32x48-00000.tar": ("held_out-5x32x48-00000.tar", ("train", "inspect shards")),
         "shards/manifest.json": ("codec/codec.json", ("train", "inspect shards", "evaluate")),

@@ -30,7 +30,7 @@ def write_good(folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True)
     paths = {suffix: folder / f"good.{suffix}" for suffix in FORMATS}
     for suffix in ("mp4", "mkv", "mov", "avi", "ts"):
-        write_levels(paths[suffix], 24, key_frames=8)
+        write_levels(paths[suffix], 24, key_frames=8, codec="mpeg4" if suffix == "avi" else "libx264")
     noise = torch.randint(0, 255, (48, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
     frames = [Image.fromarray(noise).rotate(10 * turn) for turn in range(20)]
     frames[0].save(paths["png"])

@@ -80,7 +80,7 @@ def test_help_names_every_subcommand_and_recipe():
         (("train", "quickstart", "--trainer.max-steps", "0"), "trainer.max_steps is 0"),
         (("train", "quickstart", "--trainer.max-steps", "many"), "--trainer.max-steps"),
         (("train", "quickstart", "--trainer.precision", "fp64"), "'fp32', 'bf16'"),
-        (("train", "quickstart", "--parallel.tensor", "2"), "parallel.tensor is 2"),
+        (("train", "quickstart", "--parallel.tensor", "2"), "the world has 1 processes"),
         (("train", "quickstart", "--trainer.global-batch", "7"), "trainer.global_batch is 7"),
         (("train", "quickstart", "--run.resume"), "--run.resume"),
         (("train", "quickstart", "--recipe", "other"), "--recipe"),

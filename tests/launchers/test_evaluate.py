@@ -52,9 +52,18 @@ def summarised(real_run, tmp_path):
     return run
 
 
+def test_pictures_of_data_that_no_clips_lie_beside(summarised, capfd):
+    assert evaluate.main([str(summarised), "--pictures"]) == 2
+    assert "clips is no folder of clips that `contentv data` fetched" in capfd.readouterr().err
+
+
 def test_pictures_and_what_only_the_run_could_measure(summarised, capfd, monkeypatch):
     config = config_yaml.load(summarised / "config.yaml")
-    config_yaml.save(replace(config, sample=replace(config.sample, fps=5.0)), summarised)
+    data = replace(config.data, folder=str(summarised / "shards"))
+    config_yaml.save(
+        replace(config, recipe="quickstart", data=data, sample=replace(config.sample, fps=5.0)), summarised
+    )
+    (summarised / "clips").mkdir()
     monkeypatch.setattr(
         window_reader, "source_windows", lambda *_: {name: group[2] for name, group in windows().items()}
     )

@@ -92,7 +92,7 @@ def test_a_place_that_cannot_be_written_to(refusal, shards, tmp_path):
 def test_training_data_that_are_missing_or_broken(refusal, shards, tmp_path):
     assert "nowhere/manifest.json" in refusal("train", *training("nowhere"))
     (tmp_path / "empty").mkdir()
-    assert "contentv data RECIPE" in refusal("train", *training("empty"))
+    assert "`contentv data` or `contentv encode`" in refusal("train", *training("empty"))
     assert "set --model.text-width 24" in refusal("train", *training(shards, "--model.text-width", 25))
     assert "set --model.pooled-width 24" in refusal("train", *training(shards, "--model.pooled-width", 25))
 
@@ -195,7 +195,7 @@ def test_evaluating_without_its_data_or_clips(refusal, run_copy, tmp_path):
     assert f"{folder[:-6]}absent/manifest.json" in refusal("evaluate", run_copy)
     replace_recorded(checkpoint, "config.yaml", text.encode())
     assert not shards.exists()
-    assert "clips/" in refusal("evaluate", run_copy, "--pictures")
+    assert "clips is no folder" in refusal("evaluate", run_copy, "--pictures")
 
 
 def test_published_weights(refusal, published, real_run, tmp_path):

@@ -59,12 +59,12 @@ def launch(options, tmp_path):
     """Starts the command as a user does, on `tmp_path/run`; whatever is left of it goes in the end."""
     started = []
 
-    def start(*launcher):
+    def start(*launcher, more=(), folder=tmp_path / "run"):
         log = tmp_path / f"log-{len(started)}.txt"
-        command = [sys.executable, *launcher, "-m", "contentv.launchers.train", *options]
+        command = [sys.executable, *launcher, "-m", "contentv.launchers.train", *options, *more]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, "--run.folder", str(tmp_path / "run")],
+                [*command, "--run.folder", str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -180,3 +180,16 @@ def test_a_signal_to_torchrun_reaches_all_ranks(launch, tmp_path):
     assert all_end(ranks)
     assert outcome(run)["signal"] == "SIGUSR1" and not outcome(run)["complete"]
     assert CheckpointFolder(run).steps() == [outcome(run)["step"]]
+
+
+def test_four_ranks_of_two_axes_under_torchrun_give_one_process_numbers(launch, tmp_path):
+    """Tensor 2 x pipeline 2 with six heads, as an operator starts it."""
+    changes = ["--model.layers", "4", "--model.heads", "6", "--trainer.max-steps", "5"]
+    alone = launch(more=changes, folder=tmp_path / "alone")
+    four = TORCHRUN[:3] + ("--nproc-per-node", "4") + TORCHRUN[5:]
+    divided = ["--parallel.tensor", "2", "--parallel.pipeline", "2"]
+    assert status_of(alone) == 0, alone.log.read_text()[-3000:]
+    together = launch(*four, more=[*changes, *divided], folder=tmp_path / "together")
+    assert status_of(together) == 0, together.log.read_text()[-3000:]
+    found, expected = recorded(tmp_path / "together"), recorded(tmp_path / "alone")
+    assert len(expected) == 5 and found == [pytest.approx(line, rel=1e-5) for line in expected]

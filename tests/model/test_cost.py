@@ -45,10 +45,13 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
+RECOMPUTE = [("none", 0), ("full", 0), ("selective", 0), ("full", 1), ("selective", 2)]
+
+
 @pytest.mark.parametrize("config, batch, grid, text", CASES)
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_operations_are_those_torch_counts(mesh, config, batch, grid, text, recompute):
-    model = build(config, mesh, KERNELS, recomputed=recompute)
+@pytest.mark.parametrize("recompute, blocks", RECOMPUTE)
+def test_operations_are_those_torch_counts(mesh, config, batch, grid, text, recompute, blocks):
+    model = build(config, mesh, KERNELS, recomputed=recompute, recomputed_blocks=blocks)
     initialise(model, replace(config, initialisation="normal"), seed=0)
     inputs = (
         torch.randn(batch, config.channels, *grid),
@@ -58,7 +61,8 @@ def test_operations_are_those_torch_counts(mesh, config, batch, grid, text, reco
     )
     tokens = grid[0] * grid[1] * grid[2] // 4
     operations = count_operations(
-        config, video_tokens=tokens, text_tokens=text, batch=batch, recompute=recompute
+        config, video_tokens=tokens, text_tokens=text, batch=batch, recompute=recompute,
+        recomputing=model.stage.recomputing(blocks),
     )  # fmt: skip
     with torch.no_grad():
         assert counted(lambda: model(*inputs)) == operations.forward

@@ -1,5 +1,7 @@
 """Patches, timestep features and positions, each against diffusers' or torch's own."""
 
+from math import prod
+
 import pytest
 import torch
 import torch.nn.functional as functional
@@ -65,7 +67,7 @@ def test_timestep_features_are_the_published_ones():
 def test_the_additive_table_is_diffusers(grid, width):
     frames, rows, columns = grid
     expected = get_3d_sincos_pos_embed(width, (columns, rows), frames, 0.5, 1.0).flatten(0, 1)
-    torch.testing.assert_close(sincos3d(grid, width, CPU), expected.float(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(sincos3d(grid, width, range(prod(grid)), CPU), expected.float(), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("head_width", [16, 32, 64, 80])
@@ -75,7 +77,7 @@ def test_the_rotation_is_cogvideox(grid, head_width):
     expected = get_3d_rotary_pos_embed(
         head_width, None, (rows, columns), frames, grid_type="slice", max_size=(rows, columns)
     )
-    for found, table in zip(rope3d(grid, head_width, CPU), expected, strict=True):
+    for found, table in zip(rope3d(grid, head_width, range(prod(grid)), CPU), expected, strict=True):
         # Theirs names each angle twice, once for either half of an interleaved pair.
         assert torch.equal(table[:, 0::2], table[:, 1::2])
         torch.testing.assert_close(found, table[:, 0::2], rtol=0, atol=1e-6)

@@ -85,6 +85,11 @@ def test_training_draws_shifted_levels():
     torch.testing.assert_close(moved, 4 * plain / (1 + 3 * plain))
 
 
+def losses_of(objective: FlowMatching, model, batch: Clips, step: int) -> torch.Tensor:
+    question = objective.ask(batch, step)
+    return objective.losses(question.put_to(model), batch, question)
+
+
 def test_what_a_sample_meets_depends_on_nothing_beside_it():
     ids = [0, 5, 2**31 + 1, 77, 8, 9, 10]
     objective = flow(caption_dropout=0.5)
@@ -98,7 +103,7 @@ def test_what_a_sample_meets_depends_on_nothing_beside_it():
 
     losses = {}
     for batch in (ids, ids[::-1], ids[2:3], [ids[4], 123, ids[0]], ids[1:]):
-        for sample_id, loss in zip(batch, objective.losses(model, clips(batch, (3, 2, 4), 2), step=6), strict=True):
+        for sample_id, loss in zip(batch, losses_of(objective, model, clips(batch, (3, 2, 4), 2), step=6), strict=True):
             losses.setdefault(sample_id, []).append(loss)
     for sample_id in ids:
         assert len(seen[sample_id]) >= 3
@@ -132,11 +137,11 @@ def test_the_loss_is_the_mean_squared_error_of_noise_minus_data():
         assert torch.equal(text_BTW, batch.caption.tokens_BTW) and torch.equal(pooled_BW, batch.caption.pooled_BW)
         return torch.zeros_like(patchify(x_t))
 
-    losses_B = objective.losses(zero, batch, step=2)
+    losses_B = losses_of(objective, zero, batch, step=2)
     x0, sigma = batch.latents_BCFYX.double(), handed["sigma"].double()
     noise = (handed["x_t"].double() - (1 - sigma) * x0) / sigma  # the straight path, solved for its noise
     torch.testing.assert_close(losses_B.double(), (noise - x0).square().mean((1, 2, 3, 4)), rtol=1e-4, atol=0)
-    perfect = objective.losses(lambda *_: patchify((noise - x0).float()), batch, step=2)
+    perfect = losses_of(objective, lambda *_: patchify((noise - x0).float()), batch, step=2)
     assert perfect.max() < 1e-8
 
 

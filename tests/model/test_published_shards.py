@@ -17,6 +17,7 @@ from contentv.model.cost import parameter_shapes
 from contentv.model.mmdit import MMDiT
 from contentv.parallel.layers import Piece
 from contentv.tests.model.published_oracle import published_transformer, random_weights
+from contentv.tests.parallel.layouts import join
 
 CONFIG = ModelConfig(layers=2, heads=1, head_width=16, text_width=5, pooled_width=3, channels=2)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -61,10 +62,20 @@ def test_pieces_give_the_weights_of_the_whole(whole, pieces):
     assert all(torch.equal(one[name], other[name]) for name in one if one[name] is not None)
 
 
-def test_every_rank_of_a_world_reads_the_same(pieces, rank_server):
-    alone = {name: value.flatten().tolist() for name, value in MMDiT.from_pretrained(pieces).named_parameters()}
-    ranks = rank_server.run(2, "contentv.tests.parallel.programs:read_published", folder=str(pieces))
-    assert ranks == [alone, alone]
+@pytest.mark.parametrize("layout", [{}, {"tensor": 2}], ids=["data", "tensor"])
+def test_the_ranks_of_a_world_hold_the_whole_together(rank_server, tmp_path, layout):
+    """Three heads over two tensor ranks: two and one. Data-parallel ranks each hold everything."""
+    random_weights(model := published_transformer(replace(CONFIG, heads=3)), 0.1, seed=4)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    alone = {name: value.detach() for name, value in MMDiT.from_pretrained(tmp_path).named_parameters()}
+    read = {"folder": str(tmp_path), "results": str(tmp_path), "layout": layout}
+    rank_server.run(2, "contentv.tests.parallel.programs:read_published", **read)
+    held = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    wholes, (apart, _) = join(held)
+    assert apart == 0.0 and wholes.keys() == alone.keys()
+    assert all(torch.equal(wholes[name], alone[name]) for name in alone)
+    heads = [rank["blocks.0.video.qkv.weight"][1:3] for rank in held]
+    assert heads == ([(0, 2), (2, 3)] if layout else [(0, 3), (0, 3)])
 
 
 def test_an_image_model_starts_without_its_table_and_all_else_equal(whole, tmp_path):
@@ -88,7 +99,7 @@ def test_pieces_of_tensors_are_read_as_the_whole_has_them(pieces):
     source = published.open_folder(pieces).tensor
     for name, shape in parameter_shapes(CONFIG).items():
         for dim in (dim for dim in range(min(len(shape), 2)) if shape[dim] % 2 == 0):
-            piece = Piece(dim=dim, index=1, count=2)
+            piece = Piece(dim=dim, begin=1, end=2, count=2)
             assert torch.equal(source(name, piece), whole[name][piece.bounds(shape)]), name
 
 
@@ -99,7 +110,7 @@ def test_a_piece_is_all_that_reaches_memory(tmp_path):
     published.write_tensors(tmp_path, ((name, torch.ones(shape)) for name, shape in shapes.items()), config)
     source, size = published.open_folder(tmp_path).tensor, 4 * 16 * 2**21
     before = resident()
-    rows = source("context_embedder.weight", Piece(dim=0, index=2, count=4))
+    rows = source("context_embedder.weight", Piece(dim=0, begin=2, end=3, count=4))
     assert rows.sum() == 4 * 2**21
     assert 0.25 * size < resident() - before + 2**20 and resident() - before < 0.4 * size
 

@@ -58,7 +58,7 @@ def test_what_is_drawn_does_not_depend_on_the_piece():
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     values = torch.cat([matrix.flatten() for matrix in matrices])
     assert abs(values.std().item() / STANDARD_DEVIATION - 1) < 0.02 and abs(values.mean().item()) < 1e-3
-    assert Piece(dim=1, index=2, count=4).bounds((3, 8)) == (slice(None), slice(4, 6))
+    assert Piece(dim=1, begin=2, end=3, count=4).bounds((3, 8)) == (slice(None), slice(4, 6))
 
 
 def test_reading_stays_near_one_models_memory(tmp_path):

@@ -1,7 +1,10 @@
 """What ranks run to test checkpoints: saving under accidents, and loading weights alone."""
 
+import errno
+import threading
 from pathlib import Path
 
+import psutil
 import torch
 
 from contentv.kernels.registry import choose
@@ -9,6 +12,7 @@ from contentv.model.mmdit import build
 from contentv.parallel import checkpoint
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import build_mesh, leave_world
+from contentv.parallel.writing import PlannedWrite
 from contentv.tests.parallel.programs import GLOBAL_BATCH, MODEL, spoil, take_step, training
 
 
@@ -31,7 +35,8 @@ def interrupted(*, folder: str) -> dict:
     def attempt(name: str, describe=describe) -> list[str]:
         try:
             checkpoint.save(root / name, model, optimizer, describe)
-        except Accident:
+        except OSError as error:
+            assert "rank 0: Accident: " in str(error) and name in str(error)
             return listing()
         raise AssertionError("the accident did not happen")
 
@@ -40,10 +45,10 @@ def interrupted(*, folder: str) -> dict:
     take_step(model, optimizer, 1, GLOBAL_BATCH)
     seen = {"describe": attempt("second", describe=_break_describing)}
 
-    whole_save = checkpoint.dist_checkpointing.save
-    checkpoint.dist_checkpointing.save = _break_writing
+    whole_write = PlannedWrite.write
+    PlannedWrite.write = _break_writing
     seen["write"] = attempt("third")
-    checkpoint.dist_checkpointing.save = whole_save
+    PlannedWrite.write = whole_write
 
     seen["kept"] = contents(root / "first") == before
     (root / ".second.partial" / "junk").write_text("of a killed save")
@@ -65,8 +70,8 @@ def _break_describing(partial: Path, _digests: dict) -> None:
     raise Accident
 
 
-def _break_writing(_content, folder: str) -> None:
-    (Path(folder) / "half.distcp").write_bytes(b"half a tensor")
+def _break_writing(planned: PlannedWrite) -> list:
+    (Path(planned._writer.checkpoint_dir) / "half.distcp").write_bytes(b"half a tensor")
     raise Accident
 
 
@@ -81,11 +86,11 @@ def weights_alone(*, folder: str, precision: str) -> dict:
     for step in (1, 2, 3):
         take_step(model, optimizer, step, GLOBAL_BATCH // mesh.data_size)
     checkpoint.save(Path(folder), model, optimizer, lambda _partial, _digests: None)
-    trained = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
     expected = {False: trained, True: optimizer.averaged()}
     wrong = []
     for averaged in (False, True):
-        module = build(MODEL, mesh, choose("cpu"), dtype=model.module.dtype)
+        module = build(MODEL, mesh, choose("cpu"), dtype=model.modules[0].dtype)
         _fill_with_nan(module)
         checkpoint.load_weights(checkpoint.VerifiedTensors(Path(folder)), module, averaged=averaged)
         for name, parameter in module.named_parameters():
@@ -123,7 +128,7 @@ def loaded_is_complete(*, folder: str) -> dict:
 def _state(model, optimizer) -> dict[str, torch.Tensor]:
     """This rank's share of everything, under telling names."""
     inner = optimizer.sharded.optimizer
-    state = {f"weight {name}": parameter.detach().clone() for name, parameter in model.module.named_parameters()}
+    state = {f"weight {name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
     masters = [master for group in inner.param_groups for master in group["params"]]
     for index, master in enumerate(masters):
         state[f"master {index}"] = master.detach().clone()
@@ -171,3 +176,61 @@ def _refusal(root: Path, digests: dict, mesh) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def failed_by_one(*, folder: str) -> dict:
+    """Saves that one rank cannot write, or that rank 0 cannot close: what each rank is told, what the disk shows."""
+    mesh = build_mesh(ParallelConfig())
+    model, optimizer = training(mesh)
+    root, write, seen = Path(folder), PlannedWrite.write, {}
+
+    def no_space(planned: PlannedWrite) -> list:
+        if mesh.rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(root))
+        return write(planned)
+
+    def attempt(name: str, describe) -> str:
+        saving = checkpoint.start(root / name, model, optimizer, describe)
+        try:
+            saving.publish()
+        except OSError as error:
+            return str(error)
+        return ""
+
+    PlannedWrite.write = no_space
+    seen["write"] = attempt("first", lambda _partial, _digests: None)
+    PlannedWrite.write = write
+    seen["describe"] = attempt("second", _break_describing)
+    seen["retry"] = attempt("first", lambda _partial, _digests: None)
+    if mesh.rank == 0:
+        (root / ".third.partial").write_text("a file where a folder should be")
+        seen["there"] = sorted(path.name for path in root.iterdir())
+    seen["start"] = _refused_start(root / "third", model, optimizer)
+    seen["processes"] = [process.name() for process in psutil.Process().children(recursive=True)]
+    leave_world()
+    return seen
+
+
+def _refused_start(folder: Path, model, optimizer) -> str:
+    try:
+        checkpoint.start(folder, model, optimizer, lambda _partial, _digests: None)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def trained_while_written(*, folder: str) -> dict:
+    """Whether what a save stores is the state at its start, however long the writing takes."""
+    mesh = build_mesh(ParallelConfig())
+    model, optimizer = training(mesh)
+    root, write, may_write = Path(folder), PlannedWrite.write, threading.Event()
+    take_step(model, optimizer, 1, GLOBAL_BATCH // mesh.data_size)
+    checkpoint.save(root / "waited", model, optimizer, lambda _partial, _digests: None)
+    PlannedWrite.write = lambda planned: may_write.wait() and write(planned)
+    saving = checkpoint.start(root / "meanwhile", model, optimizer, lambda _partial, _digests: None)
+    history = [take_step(model, optimizer, step, GLOBAL_BATCH // mesh.data_size) for step in (2, 3)]
+    early = saving.is_written or (root / "meanwhile").exists()
+    may_write.set()
+    saving.publish()
+    leave_world()
+    return {"early": early, "losses": history}

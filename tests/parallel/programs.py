@@ -1,5 +1,6 @@
 """What ranks run in tests: each function is one rank's whole life and returns its JSON result."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -9,14 +10,17 @@ import torch.distributed as distributed
 
 from contentv.kernels.registry import choose
 from contentv.model.config import FlowConfig, ModelConfig
+from contentv.model.embeddings import token_grid
 from contentv.model.flow import Caption, Clips, FlowMatching
 from contentv.model.mmdit import MMDiT, build
 from contentv.model.weights import drawn, joined
 from contentv.parallel import checkpoint
 from contentv.parallel.config import ParallelConfig
+from contentv.parallel.layers import piece_of
 from contentv.parallel.mesh import Mesh, build_mesh, leave_world
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
-from contentv.parallel.training import DataParallel, Shape
+from contentv.parallel.tokens import Tokens
+from contentv.parallel.training import DataParallel, Microbatches, Shape
 
 MODEL = ModelConfig(
     layers=2, heads=3, head_width=16, text_width=12, pooled_width=10, channels=4, position="rope3d",
@@ -52,7 +56,7 @@ def training(mesh: Mesh, precision: str = "fp32") -> tuple[DataParallel, Optimiz
     """Model and optimizer with the weights a run begins with."""
     kernels, dtype = choose("cpu", "auto"), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     module = build(MODEL, mesh, kernels, dtype=dtype)
-    model = DataParallel(module, mesh, Shape(layers=MODEL.layers, width=MODEL.width, heads=MODEL.heads), dtype)
+    model = DataParallel([module], mesh, Shape(layers=MODEL.layers, width=MODEL.width, heads=MODEL.heads), dtype)
     optimizer = Optimizer(model, SETTINGS, kernels)
     optimizer.start_from(joined(module, MODEL, drawn(MODEL, SEED)))
     return model, optimizer
@@ -65,11 +69,32 @@ def take_step(model: DataParallel, optimizer: Optimizer, step: int, micro_batch:
     first = (step - 1) * GLOBAL_BATCH + mesh.data_rank * share
     starts = range(first, first + share, micro_batch)
     batches = [clips(list(range(start, start + micro_batch))) for start in starts]
-    loss = model.forward_backward(lambda batch, module: flow.losses(module, batch, step).mean(), batches, len(batches))
-    loss = mesh.mean_over_data(loss)
+    loss = model.forward_backward(step_of(flow, step), batches, microbatches(batches, mesh))
+    loss = mesh.sum_of_parts(loss) / mesh.data_size
     grad_norm = optimizer.gradient_norm()
     optimizer.update(step, LEARNING_RATE, grad_norm)
     return loss.item(), grad_norm.item()
+
+
+def step_of(flow: FlowMatching, number: int):
+    """The forward step of update `number`, as the trainer has it."""
+
+    def step(module, batch: Clips):
+        question = flow.ask(batch, number)
+        first_token = tokens_of(batch, module.module.mesh).video.own.start
+        return question.put_to(module), lambda output: flow.losses(output, batch, question, first_token).mean()
+
+    return step
+
+
+def tokens_of(batch: Clips, mesh: Mesh) -> Tokens:
+    return mesh.sharing.tokens(video=math.prod(token_grid(batch.latents_BCFYX)), text=batch.caption.tokens_BTW.shape[1])
+
+
+def microbatches(batches: list[Clips], mesh: Mesh) -> Microbatches:
+    return Microbatches(
+        count=len(batches), samples=len(batches[0].sample_B), packed_rows=tokens_of(batches[0], mesh).packed_rows
+    )
 
 
 def train(
@@ -85,7 +110,8 @@ def train(
     history = [take_step(model, optimizer, step, micro_batch) for step in range(start + 1, steps + 1)]
     if save:
         checkpoint.save(Path(save), model, optimizer, lambda _partial, _digests: None)
-    weights = {name: parameter.detach().float() for name, parameter in model.module.named_parameters()}
+    model.gather()
+    weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     average = optimizer.averaged()
     result = {
         "data_size": mesh.data_size,
@@ -101,7 +127,7 @@ def train(
 def spoil(model: DataParallel) -> None:
     """Makes what a load must replace visible."""
     with torch.no_grad():
-        for parameter in model.module.parameters():
+        for _, parameter in model.named_parameters():
             parameter.fill_(float("nan"))
 
 
@@ -145,12 +171,25 @@ def same_stored_tensors(*, folders: list[str]) -> dict:
     return {"differing": differing, "count": len(first)}
 
 
-def read_published(*, folder: str) -> dict:
-    """What a rank makes of published weights: every parameter, its values in full."""
-    model = MMDiT.from_pretrained(folder)
-    values = {name: parameter.flatten().tolist() for name, parameter in model.named_parameters()}
+def read_published(*, folder: str, layout: dict, results: str) -> None:
+    """What a rank makes of published weights: its pieces of every parameter."""
+    model = MMDiT.from_pretrained(folder, parallel=ParallelConfig(**layout))
+    held = pieces(model, {name: parameter.detach() for name, parameter in model.named_parameters()})
+    torch.save(held, Path(results) / f"{model.mesh.rank}.pt")
     leave_world()
-    return values
+
+
+def pieces(model, tensors: dict[str, torch.Tensor]) -> dict[str, tuple]:
+    """Name -> (dim, begin, end, count, tensor): which units of the whole a tensor holds, without what fills it up."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        piece, tensor = piece_of(parameter, model.mesh), tensors[name]
+        units = -(-piece.count // model.mesh.tensor.size()) if piece.count > 1 else 1
+        size = tensor.shape[piece.dim] // units
+        real = (piece.end - piece.begin) * size
+        assert not tensor.narrow(piece.dim, real, tensor.shape[piece.dim] - real).any(), f"{name}: filling is not zero"
+        found[name] = (piece.dim, piece.begin, piece.end, piece.count, tensor.narrow(piece.dim, 0, real).contiguous())
+    return found
 
 
 def announce_in_part() -> None:

@@ -16,6 +16,30 @@ def test_a_broken_save_leaves_the_old_checkpoint_and_no_new_name(rank_server, tm
     assert seen["second"] == ["facts.txt", "tensors"]
 
 
+def test_what_one_rank_cannot_write_all_ranks_are_told(rank_server, tmp_path):
+    one, other = rank_server.run(2, f"{PROGRAMS}:failed_by_one", folder=str(tmp_path))
+    assert one.pop("there") == [".second.partial", ".third.partial", "first"]
+    # No helper process: one would outlive a rank that is killed, and write into the folder its successor uses.
+    assert one.pop("processes") == other.pop("processes") == []
+    assert one.pop("retry") == other.pop("retry") == ""
+    assert one.keys() == other.keys() == {"write", "describe", "start"}
+    for what, (rank, words) in {
+        "write": (1, "No space left on device"), "describe": (0, "Accident"), "start": (0, "Not a directory"),
+    }.items():  # fmt: skip
+        for told in (one[what], other[what]):
+            assert f"the checkpoint was not saved (rank {rank}: " in told and words in told, what
+
+
+def test_training_on_does_not_reach_a_checkpoint_on_its_way(rank_server, tmp_path):
+    for answer in rank_server.run(2, f"{PROGRAMS}:trained_while_written", folder=str(tmp_path)):
+        assert not answer["early"]
+    (found,) = rank_server.run(
+        1, "contentv.tests.parallel.resharding_programs:compare",
+        origin=str(tmp_path / "waited"), folders=[str(tmp_path / "meanwhile")],
+    )  # fmt: skip
+    assert list(found.values()) == [[]]
+
+
 @pytest.mark.parametrize("world, precision", [(1, "fp32"), (2, "bf16")])
 def test_weights_and_average_load_without_an_optimizer(rank_server, tmp_path, world, precision):
     for answer in rank_server.run(

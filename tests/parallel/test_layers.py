@@ -33,7 +33,7 @@ def drawn(layer: torch.nn.Module) -> torch.nn.Module:
 def test_a_linear_is_torchs_with_its_gradients(factory, kind):
     make = {
         "column": factory.column,
-        "gathered column": lambda *sizes: factory.column(*sizes, on_sequence=False),
+        "gathered column": factory.sample,
         "row": factory.row,
         "replicated": factory.replicated,
     }

@@ -11,7 +11,7 @@ from contentv.parallel.config import ParallelConfig
 from contentv.parallel.layers import ShardedModule
 from contentv.parallel.mesh import build_mesh
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
-from contentv.parallel.training import DataParallel, Shape
+from contentv.parallel.training import DataParallel, Microbatches, Shape
 
 SETTINGS = AdamWSettings(
     beta1=0.8, beta2=0.95, epsilon=1e-5, weight_decay=0.3, decay_biases_and_gains=False, clip=4.5, ema_decay=0.75
@@ -41,9 +41,9 @@ def mesh():
 
 
 def prepared(mesh, settings, dtype=torch.float32) -> tuple[DataParallel, Optimizer]:
-    model = DataParallel(Tiny().to(dtype), mesh, Shape(layers=1, width=5, heads=1), dtype)
+    model = DataParallel([Tiny().to(dtype)], mesh, Shape(layers=1, width=5, heads=1), dtype)
     optimizer = Optimizer(model, settings, choose("cpu"))
-    optimizer.start_from((parameter, parameter.detach()) for parameter in model.module.parameters())
+    optimizer.start_from((parameter, parameter.detach()) for parameter in model.modules[0].parameters())
     return model, optimizer
 
 
@@ -55,6 +55,14 @@ def batches(step: int, count: int) -> list[torch.Tensor]:
 
 def loss_of(batch: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
     return module(batch.to(next(module.parameters()).dtype)).float().square().mean()
+
+
+def step_of(module: torch.nn.Module, batch: torch.Tensor):
+    return loss_of(batch, module), lambda loss: loss
+
+
+def microbatches(count: int) -> Microbatches:
+    return Microbatches(count=count, samples=4, packed_rows=1)
 
 
 def torch_run(settings: AdamWSettings, count: int) -> dict:
@@ -91,10 +99,10 @@ def our_run(mesh, settings: AdamWSettings, count: int) -> dict:
     model, optimizer = prepared(mesh, settings)
     losses, norms = [], []
     for step, rate in enumerate(RATES, 1):
-        losses.append(model.forward_backward(loss_of, batches(step, count), count))
+        losses.append(model.forward_backward(step_of, batches(step, count), microbatches(count)))
         norms.append(optimizer.gradient_norm())
         optimizer.update(step, rate, norms[-1])
-    named = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return {"losses": losses, "norms": norms, "weights": named, "average": optimizer.averaged()}
 
 
@@ -120,9 +128,9 @@ def test_without_an_average_the_updates_are_the_same_and_none_is_kept(mesh):
     for settings in (SETTINGS, replace(SETTINGS, ema_decay=None)):
         model, optimizer = prepared(mesh, settings)
         for step, rate in enumerate(RATES, 1):
-            model.forward_backward(loss_of, batches(step, 1), 1)
+            model.forward_backward(step_of, batches(step, 1), microbatches(1))
             optimizer.update(step, rate, optimizer.gradient_norm())
-        results.append([parameter.detach().clone() for parameter in model.module.parameters()])
+        results.append([parameter.detach().clone() for parameter in model.modules[0].parameters()])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     assert not optimizer.sharded.optimizer.averages
     with pytest.raises(AssertionError, match="keeps no average"):
@@ -133,14 +141,16 @@ def test_the_loss_of_accumulated_batches_is_their_mean(mesh):
     model, _ = prepared(mesh, SETTINGS)
     pieces = batches(1, 3)
     expected = torch.stack([loss_of(piece, Tiny()) for piece in pieces]).mean()
-    torch.testing.assert_close(model.forward_backward(loss_of, pieces, 3), expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        model.forward_backward(step_of, pieces, microbatches(3)), expected.detach(), rtol=1e-6, atol=0
+    )
 
 
 def test_gradients_do_not_pile_up_over_steps(mesh):
     model, optimizer = prepared(mesh, SETTINGS)
     norms = []
     for _ in range(2):
-        model.forward_backward(loss_of, batches(1, 2), 2)
+        model.forward_backward(step_of, batches(1, 2), microbatches(2))
         norms.append(optimizer.gradient_norm())
     assert torch.equal(*norms)
 
@@ -148,12 +158,12 @@ def test_gradients_do_not_pile_up_over_steps(mesh):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_masters_and_average_start_from_the_given_weights_in_full(mesh, dtype):
     model, optimizer = prepared(mesh, SETTINGS, dtype)
-    given = {name: parameter.detach().float() + 1 / 3 for name, parameter in model.module.named_parameters()}
-    optimizer.start_from((parameter, given[name]) for name, parameter in model.module.named_parameters())
-    model.forward_backward(loss_of, batches(1, 1), 1)
+    given = {name: parameter.detach().float() + 1 / 3 for name, parameter in model.named_parameters()}
+    optimizer.start_from((parameter, given[name]) for name, parameter in model.named_parameters())
+    model.forward_backward(step_of, batches(1, 1), microbatches(1))
     optimizer.update(1, 0.0, optimizer.gradient_norm())  # writes the masters back; at rate 0 they are what they were
     averages, masters = optimizer.averaged(), list(optimizer.sharded.optimizer.averages)
-    for name, parameter in model.module.named_parameters():
+    for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), given[name].to(dtype), rtol=0, atol=0)
         torch.testing.assert_close(averages[name], given[name], rtol=1e-6, atol=1e-7)
         assert any(torch.equal(master.detach(), given[name].flatten()) for master in masters), name
@@ -161,12 +171,12 @@ def test_masters_and_average_start_from_the_given_weights_in_full(mesh, dtype):
 
 def test_bfloat16_weights_are_the_rounded_masters(mesh):
     model, optimizer = prepared(mesh, replace(SETTINGS, ema_decay=0.0), torch.bfloat16)
-    before = {name: parameter.detach().clone() for name, parameter in model.module.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for step in range(1, 21):
-        model.forward_backward(loss_of, batches(step, 1), 1)
+        model.forward_backward(step_of, batches(step, 1), microbatches(1))
         optimizer.update(step, 1e-4, optimizer.gradient_norm())
     moved = 0
-    for name, parameter in model.module.named_parameters():
+    for name, parameter in model.named_parameters():
         master = optimizer.averaged()[name]  # without memory the average is the master itself
         assert master.dtype == torch.float32 and parameter.dtype == torch.bfloat16
         assert torch.equal(master.bfloat16(), parameter.detach())
@@ -183,9 +193,9 @@ def test_bias_correction_follows_the_run_not_the_state(mesh, monkeypatch):
     (model, optimizer), (expected, whole) = prepared(mesh, SETTINGS), prepared(mesh, SETTINGS)
     for number in (1, 2, 3):
         for one, other in ((model, optimizer), (expected, whole)):
-            one.forward_backward(loss_of, batches(number, 1), 1)
+            one.forward_backward(step_of, batches(number, 1), microbatches(1))
             other.update(number, 1e-2, other.gradient_norm())
         for state in optimizer.sharded.optimizer.state.values():
             state["step"] = torch.tensor(0.0)  # what such a load leaves
-    for mine, theirs in zip(model.module.parameters(), expected.module.parameters(), strict=True):
+    for mine, theirs in zip(model.modules[0].parameters(), expected.modules[0].parameters(), strict=True):
         assert torch.equal(mine, theirs)

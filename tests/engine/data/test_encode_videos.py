@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from contentv.engine.data import encode_videos as module
 from contentv.engine.data.buckets import Buckets
 from contentv.engine.data.encode_videos import REPORT_FILE, encode_videos
 from contentv.engine.data.encoding_part import claim
@@ -24,12 +27,22 @@ from contentv.engine.video import to_pixels
 from contentv.launchers import encode
 from contentv.model.codecs import load_codec
 from contentv.model.text import load_text
+from contentv.parallel.reading import file_sha256
 from tests.engine.data.videos import level, write_levels
 
 CLIPS = PART + 8
 """Two parts."""
 BUCKETS = Buckets(frames=(5, 1), height=32, width=48, fps=5.0)
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes that are started here have: another number of threads adds products up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +81,9 @@ def whole(videos, tmp_path_factory):
     return folder, run(videos, folder)
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder: Path) -> dict[str, str]:
     files = [*folder.glob("*.tar"), folder / MANIFEST_FILE, folder / REPORT_FILE]
-    return {path.name: path.read_bytes() for path in files}
+    return {path.name: file_sha256(path) for path in files}
 
 
 def test_every_window_is_there_as_the_saved_codec_and_encoder_say(videos, whole):
@@ -177,14 +190,87 @@ def test_a_part_belongs_to_one_process_at_a_time(videos, tmp_path):
         assert later is not None
 
 
-def test_nothing_that_can_be_used_is_an_error_with_a_report(tmp_path):
+def test_nothing_that_can_be_used_is_an_error_that_says_why(tmp_path):
     write_levels(tmp_path / "videos" / "black.mp4", 12, brightness=lambda _: 0)
     (tmp_path / "videos" / "captions.jsonl").write_text('{"file": "black.mp4", "caption": "night"}\n')
     made = request(tmp_path / "videos", codec="pca")
     made = EncodingRequest(**{**vars(made), "captions": str(tmp_path / "videos" / "captions.jsonl")})
-    with pytest.raises(ValueError, match="none of 1 clips has the frames that codec pca is fitted on"):
+    with pytest.raises(ValueError, match=r"none of 1 clips gives one \(black.mp4 is black: over 99%"):
         encode_videos(made, tmp_path / "out", workers=1, device=CPU)
     assert not (tmp_path / "out" / MANIFEST_FILE).exists()
+
+
+def test_what_a_decoder_did_not_expect_is_no_refusal(videos, tmp_path, monkeypatch):
+    """Neither while the codec is fitted nor while clips are encoded may a clip go missing in silence."""
+
+    def fail(path, planned):
+        if path.name == "clip07.mp4":
+            raise RuntimeError("unexpected")
+        return read_cut(path, planned)
+
+    monkeypatch.setattr(module, "read_cut", fail)
+    for begun in (False, True):
+        if begun:
+            with monkeypatch.context() as context:
+                context.setattr(module, "_work_until_done", lambda *_: 1 / 0)
+                context.setattr(module, "read_cut", read_cut)
+                with pytest.raises(ZeroDivisionError):
+                    run(videos, tmp_path)
+        with pytest.raises(RuntimeError, match="unexpected"):
+            run(videos, tmp_path)
+        assert begun == (tmp_path / WORK_FOLDER / "plan.json").exists()
+
+
+def test_the_codec_is_measured_on_the_first_clip_that_can_be_used(videos, tmp_path):
+    copy = tmp_path / "videos"
+    shutil.copytree(videos, copy)
+    train = [clip.file for clip in make_plan(request(copy)).clips if clip.split == "train"]
+    for file in train[:3]:
+        (copy / file).write_bytes(b"broken")
+    run(copy, tmp_path / "shards")
+    dataset = ShardDataset(tmp_path / "shards")
+    facts = [dataset.facts(sample) for ids in dataset.samples().values() for sample in ids]
+    measured = [fact["clip"] for fact in facts if "codec_psnr_db" in fact]
+    assert len(measured) == 2 and train[3] in measured
+
+
+def test_what_is_spoken_of_is_on_disk_before(videos, tmp_path, monkeypatch):
+    """So that a loss of power leaves no journal, plan or manifest of what went with it."""
+    synced, fsync = [], os.fsync
+
+    def note(descriptor):
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, path.stat().st_size))
+
+    monkeypatch.setattr(os, "fsync", note)
+    run(videos, tmp_path)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
+    order = {
+        f".{MANIFEST_FILE}.partial": [name for name in sizes if name.endswith((".tar", ".jsonl", ".safetensors"))],
+        ".plan.json.partial": ["codec.json", "codec.safetensors"],
+        "part-00001.jsonl": [name for name in sizes if name.endswith("-00001.tar")],
+    }
+    for name, earlier in order.items():
+        before = synced[: max(place for place, each in enumerate(synced) if each[0] == name)]
+        assert len(earlier) > 1 and all((each, sizes[each]) in before for each in earlier), name
+
+
+def test_a_full_disk_is_told_and_gone_on_from(videos, whole, tmp_path, capfd):
+    folder = tmp_path / "shards"
+    shutil.copytree(whole[0] / "codec", folder / "codec")
+    (folder / WORK_FOLDER).mkdir()
+    shutil.copy(whole[0] / WORK_FOLDER / "plan.json", folder / WORK_FOLDER)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        assert encode.main(command(videos, folder)[1:]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capfd.readouterr().err
+    assert "error: writing: File too large: free what is missing" in said and "Traceback" not in said
+    assert encode.main(command(videos, folder)[1:]) == 0
+    assert content(folder) == content(whole[0])
 
 
 def command(videos: Path, folder: Path) -> list[str]:

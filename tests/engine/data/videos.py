@@ -12,14 +12,29 @@ def level(number: int) -> int:
     return 30 + 6 * number % 216
 
 
-def write_levels(path: Path, frames: int, *, rate: int = 10, size: tuple[int, int] = (48, 64), rotation: int = 0,
-                 key_frames: int = 250, brightness=level) -> Path:  # fmt: skip
+X264 = {"crf": "10", "x264-params": "rc-lookahead=0"}
+
+
+def write_levels(
+    path: Path,
+    frames: int,
+    *,
+    rate: int = 10,
+    size: tuple[int, int] = (48, 64),
+    rotation: int = 0,
+    pixel_ratio: int = 1,
+    key_frames: int = 250,
+    codec: str = "libx264",
+    brightness=level,
+) -> Path:
     """Frame n is grey of `brightness(n)`, its upper quarter white."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate))
+        stream = container.add_stream(codec, rate=Fraction(rate))
         stream.height, stream.width = size
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "10", "g": str(key_frames), "x264-params": "rc-lookahead=0"}
+        options = X264 if codec == "libx264" else {"qmin": "1", "qmax": "2"}
+        stream.pix_fmt, stream.options = "yuv420p", {**options, "g": str(key_frames)}
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel_ratio)
         if rotation:
             stream.set_display_rotation(rotation)
         for number in range(frames):

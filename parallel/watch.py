@@ -1,0 +1,206 @@
+"""Who holds everybody up: every rank tells where it is, and a world in which a rank died or hangs ends, with its name.
+
+Once a second a thread of each rank publishes its step, phase and place in the code; the training loop itself only sets
+two attributes. A rank that makes no progress for as long as is configured reads what all others published last, says
+which of them is silent or not in the collective that the rest waits in, and ends its process. A collective that fails
+at once, because a peer is gone, is told the same way.
+"""
+
+import json
+import linecache
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+from torch.distributed import distributed_c10d
+
+PERIOD = 1.0
+"""Seconds between two publications."""
+
+SILENT = 5 * PERIOD
+"""A rank that has not published for so long is dead, stopped, or cut off."""
+
+LOST = 1
+"""Exit status of a rank that ends because of another."""
+
+COMMUNICATION = (
+    "torch/distributed/distributed_c10d.py",
+    "megatron/core/pipeline_parallel/p2p_communication.py",
+    "megatron/core/distributed/param_and_grad_buffer.py",
+)
+"""Files whose functions, when they are innermost, mean that a rank waits for others."""
+
+
+class RankLostError(RuntimeError):
+    """Another rank died or hangs; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """What a rank last said of itself."""
+
+    rank: int
+    step: int
+    phase: str
+    place: str
+    """The collective it waits in, or the function it computes in."""
+    waits: bool
+    published: float
+    """time.time(), by its own clock."""
+
+    def describe(self, now: float) -> str:
+        silent = now - self.published
+        doing = f"{'waiting in' if self.waits else 'computing in'} {self.place}"
+        seen = f"silent for {silent:.0f} s, last seen" if silent > SILENT else "is"
+        return f"rank {self.rank} {seen} at step {self.step}, {self.phase}, {doing}"
+
+
+class Watch:
+    """One rank's view of all. Use as a context manager around the training loop; `at` is the loop's part."""
+
+    def __init__(self, *, limit: float, rank: int, world: int):
+        """`limit`: seconds without progress after which the run ends."""
+        self.limit, self.rank, self.world = limit, rank, world
+        self.step, self.phase = 0, "start"
+        self._moved = time.monotonic()
+        self._ended = threading.Event()
+        self._store: Any = None
+
+    def at(self, step: int, phase: str) -> None:
+        """The loop has come here."""
+        self.step, self.phase = step, phase
+        self._moved = time.monotonic()
+
+    @contextmanager
+    def watching(self) -> Iterator["Watch"]:
+        """Publishes and looks until the block ends. A failed collective in it becomes a RankLostError."""
+        if self.world == 1:
+            yield self
+            return
+        # A connection of its own: the main thread may hold the shared one for minutes, waiting for a rank that is gone.
+        self._store = distributed_c10d._get_default_store().clone()
+        self._publish()
+        thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        thread.start()
+        try:
+            yield self
+        except RuntimeError as error:
+            failed = _failed(error.__traceback__)
+            if failed is None:
+                raise
+            time.sleep(SILENT + PERIOD)  # until the one that died is known by its silence
+            raise RankLostError(f"{self.report(failed)} ({_first_line(error)})") from error
+        finally:
+            self._ended.set()
+            thread.join(timeout=PERIOD)
+
+    def report(self, failed: str | None = None) -> str:
+        """One line: where this rank is, or which collective `failed`, and which others hold it up."""
+        now = time.time()
+        own = self._sighting()
+        others = [seen for rank in range(self.world) if rank != self.rank and (seen := self._read(rank))]
+        unknown = sorted(set(range(self.world)) - {seen.rank for seen in others} - {self.rank})
+        silent = [seen for seen in others if now - seen.published > SILENT]
+        behind = [seen for seen in others if seen.step < own.step]
+        computing = [seen for seen in others if not seen.waits]
+        culprits = silent or behind or computing
+        told = [seen.describe(now) for seen in culprits] + [f"rank {rank} never reported" for rank in unknown]
+        return (
+            f"step {own.step}, {own.phase}: rank {self.rank} "
+            + (f"failed in {failed}; " if failed else f"{'waits' if own.waits else 'is'} in {own.place}; ")
+            + ("; ".join(told) or "every other rank reports and waits as well")
+        )
+
+    def _watch(self) -> None:
+        while not self._ended.wait(PERIOD):
+            try:
+                self._publish()
+                if time.monotonic() - self._moved <= self.limit:
+                    continue
+                told = self.report()
+            except (RuntimeError, OSError) as error:
+                # The store is rank 0's. While the main thread still computes it will notice by itself.
+                if time.monotonic() - self._moved <= self.limit:
+                    continue
+                told = f"step {self.step}, {self.phase}: rank 0 does not answer ({_first_line(error)})"
+            if self._ended.is_set():
+                return
+            print(f"error: no progress for {self.limit:g} s at {told}", file=sys.stderr, flush=True)
+            # Not an exception: the main thread is inside a collective that no exception reaches.
+            os._exit(LOST)
+
+    def _publish(self) -> None:
+        self._store.set(_key(self.rank), json.dumps(asdict(self._sighting())))
+
+    def _read(self, rank: int) -> Sighting | None:
+        try:
+            if not self._store.check([_key(rank)]):
+                return None
+            return Sighting(**json.loads(self._store.get(_key(rank))))
+        except (RuntimeError, OSError):
+            return None
+
+    def _sighting(self) -> Sighting:
+        place, waits = _place()
+        return Sighting(
+            rank=self.rank, step=self.step, phase=self.phase, place=place, waits=waits, published=time.time()
+        )
+
+
+def _place() -> tuple[str, bool]:
+    """Where this process is, the watch aside, and whether it waits there for others."""
+    places = {}
+    for ident, frame in sys._current_frames().items():
+        while frame is not None and frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        if frame is not None:
+            places[ident] = _communication(frame) or _handle(frame), frame
+    # Backward runs in threads of autograd's on an accelerator: any that communicates speaks for the rank.
+    for waits_in, _ in places.values():
+        if waits_in:
+            return waits_in, True
+    _, frame = places.get(threading.main_thread().ident, (None, None))
+    return _function(frame) if frame else "nothing", False
+
+
+def _communication(frame: FrameType | None) -> str | None:
+    """The outermost communication function around a thread's innermost frame; None if that computes."""
+    name = None
+    while frame is not None and frame.f_code.co_filename.endswith((*COMMUNICATION, "torch/distributed/c10d_logger.py")):
+        if frame.f_code.co_filename.endswith(COMMUNICATION):
+            name = frame.f_code.co_name
+        frame = frame.f_back
+    return name
+
+
+def _handle(frame: FrameType) -> str | None:
+    """Where a collective that was started earlier is waited for: its handle's method has no frame of its own."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return f"{_function(frame)}, for a collective it had started" if ".wait()" in line else None
+
+
+def _function(frame: FrameType) -> str:
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_code.co_name}"
+
+
+def _failed(traceback: TracebackType | None) -> str | None:
+    """The communication function that an error came out of; None if it came from elsewhere."""
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename.endswith(COMMUNICATION):
+            return traceback.tb_frame.f_code.co_name
+        traceback = traceback.tb_next
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _key(rank: int) -> str:
+    return f"contentv/watch/{rank}"
