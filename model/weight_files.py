@@ -50,7 +50,7 @@ def tensor_files(file: Path) -> dict[str, Path]:
         kind = type(places).__name__
         raise ValueError(f"{index}: weight_map is {kind}; expected tensor names and their files: {REMEDY}")
     for place in places.values():
-        if not place.endswith(".safetensors") or not place.isprintable():
+        if Path(place).name != place or not place.endswith(".safetensors") or not place.isprintable():
             raise ValueError(
                 f"{index}: weight_map names {shown(place)}; expected .safetensors files beside it: {REMEDY}"
             )
