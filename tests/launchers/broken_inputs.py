@@ -262,7 +262,11 @@ def yaml_texts() -> Iterator[Case]:
         "a megabyte": "# " + "x" * 2**21,
         "a safetensors": b"\x08\0\0\0\0\0\0\0{}      ",
     }  # fmt: skip
+    # Not for what they happen to say, which would be refused as well, but for what they are.
+    anchors, tags = "anchors are not", "tags are not"
+    reasons = {"bomb": anchors, "anchor": anchors, "alias": anchors, "tag": tags, "a key twice": "there twice"}
     for title, content in contents.items():
-        yield Case(f"new.yaml: {title}", "train", "new.yaml", damage.text(content))
+        told = tuple(words for name, words in reasons.items() if name in title)
+        yield Case(f"new.yaml: {title}", "train", "new.yaml", damage.text(content), told)
     for title in ("absent", "a folder", "a pipe", "a link to nowhere", "a link to itself"):
         yield Case(f"new.yaml: {title}", "train", "new.yaml", damage.OTHER_KINDS[title])

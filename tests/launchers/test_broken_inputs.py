@@ -3,6 +3,7 @@
 The cases are in broken_inputs.py and broken_fields.py, the ways to break a file in damage.py.
 """
 
+import faulthandler
 import importlib
 import os
 import re
@@ -68,18 +69,24 @@ def restore(folder: Path) -> None:
     os.chdir(folder)
 
 
+class Hung(BaseException):
+    """No Exception, and above all no TimeoutError: that is an OSError, which commands rightly turn into a message."""
+
+
 @contextmanager
 def within(seconds: int):
-    """Ends what hangs, with the place where it does."""
+    """Ends what hangs, with the place where it does; what no signal ends, inside a library, ends with this process."""
 
     def late(_number, _frame):
-        raise TimeoutError(f"not done after {seconds} s")
+        raise Hung(f"not done after {seconds} s")
 
     former = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
+    faulthandler.dump_traceback_later(3 * seconds, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, former)
 
