@@ -41,7 +41,7 @@ class CheckpointFacts:
     codec_identity: str
     text: TextEntry
     clip_size: tuple[int, int, int]
-    """Frames, height, width in pixels of the largest bucket: what a sample is by default."""
+    """Frames, height, width in pixels: what a sample is by default."""
 
     def __post_init__(self):
         for name in ("step", "sample_index"):

@@ -60,7 +60,7 @@ NOT_YET = "no backend of this version uses it yet"
 PARTS = (
     _required("torch", "everything"),
     _required("megatron-core", "layers, optimizer, checkpoints", "megatron"),
-    _required("psutil", "megatron's checkpoint writer, which hangs without it"),
+    _required("psutil", "megatron's checkpoint writer"),
     _required("einops", "megatron's data parallelism, which does not declare it"),
     _required("numpy", "arrays"),
     _required("packaging", "megatron's version checks"),

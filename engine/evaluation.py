@@ -63,7 +63,7 @@ def evaluate(run_folder: str | Path, kind: WeightsKind, progress: ProgressFactor
     train = ShardDataset(found.config.data.folder)
     splits = {split: ShardDataset(train.folder, split) for split in train.manifest.counts()}
     check_data(found.folder, found.facts, train.folder, train.codec_identity, train.manifest.text)
-    # What is sampled has the size of the run's largest bucket, so only that one's windows can be near.
+    # What is sampled has the size of one bucket, so only that one's windows can be near.
     size = Bucket(*found.facts.clip_size)
     if size not in train.buckets:
         there = ", ".join(map(str, train.buckets))
@@ -113,7 +113,7 @@ def resume_is_bit_equal(run_folder: Path, mesh: Mesh) -> bool | None:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _codec_psnr(dataset: ShardDataset) -> float:
+def _codec_psnr(dataset: ShardDataset) -> float | None:
     try:
         return mean_codec_psnr(dataset.folder, dataset.split)
     except (KeyError, TypeError) as error:

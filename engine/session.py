@@ -1,6 +1,7 @@
 """Everything a run trains with, put together from its configuration: mesh, kernels, data, model, optimizer."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from . import config_yaml
 from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import CheckpointFacts, CheckpointFolder, check_resume, read_facts, tensor_digests, write_facts
 from .config import OptimizerConfig, RunConfig
-from .data.manifest import MANIFEST_FILE
+from .data.manifest import MANIFEST_FILE, Bucket
 from .data.sampler import Sampler
 from .data.shards import ShardDataset
 from .loading import StepBatches, StepLoader
@@ -79,7 +80,7 @@ class Session(Training):
             kernels=self.kernels.choices(),
             codec_identity=self.dataset.codec_identity,
             text=self.dataset.manifest.text,
-            clip_size=max(self.dataset.buckets),
+            clip_size=usual_clip(self.dataset.buckets),
         )
         describe = partial(write_facts, facts=facts, config=self.config, codec_folder=self.dataset.codec_folder)
         self.saver.save(step, describe)
@@ -140,6 +141,11 @@ def open_session(config: RunConfig) -> Session:
         first_sample=facts.sample_index if facts else 0,
         watch=mesh.watch(),
     )
+
+
+def usual_clip(buckets: Mapping[Bucket, int]) -> Bucket:
+    """What a sample is by default: of the longest buckets the one with most samples, so that no single clip decides."""
+    return max(buckets, key=lambda bucket: (bucket.frames, buckets[bucket], bucket))
 
 
 def build_training(
@@ -208,7 +214,7 @@ def check_codec(dataset: ShardDataset) -> None:
     if found != dataset.codec_identity:
         raise ValueError(
             f"{dataset.codec_folder} holds codec {found[:12]}, but the latents beside it were made by "
-            f"{dataset.codec_identity[:12]}: restore it or encode the data again (`contentv data RECIPE`)"
+            f"{dataset.codec_identity[:12]}: restore it or encode the data again"
         )
 
 

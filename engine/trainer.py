@@ -129,8 +129,9 @@ def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
         question = session.flow.ask(clips, step)
 
         def loss(velocity_SBP) -> torch.Tensor:
-            parts.append(session.flow.losses(velocity_SBP, clips, question, tokens.video.own.start))
-            return parts[-1].mean()
+            losses_B = session.flow.losses(velocity_SBP, clips, question, tokens.video.own.start)
+            parts.append(losses_B.detach())
+            return losses_B.mean()
 
         return question.put_to(model), loss
 

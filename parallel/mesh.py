@@ -82,11 +82,6 @@ class Mesh:
         distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
         return values
 
-    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the data-parallel ranks, in place."""
-        distributed.all_reduce(values, group=self.data)
-        return values
-
     def sum_of_parts(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks of what each last stage computed from its own tokens; other stages bring zeros. In place.
 
@@ -94,10 +89,6 @@ class Mesh:
         """
         distributed.all_reduce(values)
         return values if self.config.sequence else values.div_(self.tensor.size())
-
-    def mean_over_data(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean over the data-parallel ranks, in place."""
-        return self.sum_over_data(values).div_(self.data_size)
 
     def gathered(self, value: Any) -> list[Any]:
         """Every rank's small plain value, in the order of ranks, on every rank."""

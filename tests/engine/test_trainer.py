@@ -8,9 +8,10 @@ import torch
 
 from contentv.engine import config_yaml
 from contentv.engine.checkpoints import CheckpointFolder, read_facts
+from contentv.engine.data.manifest import Bucket
 from contentv.engine.data.shards import ShardDataset
 from contentv.engine.metrics import read_metrics
-from contentv.engine.session import Session
+from contentv.engine.session import Session, usual_clip
 from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import NonFiniteError, learning_rate_at, train
 from contentv.model.cost import count_operations
@@ -32,6 +33,11 @@ class Stop(StopSignals):
     def stop_requested(self) -> bool:
         self.left -= 1
         return self.left <= 0
+
+
+def test_a_sample_is_by_default_what_most_of_the_longest_clips_are():
+    landscape, portrait, image = Bucket(125, 432, 768), Bucket(125, 816, 400), Bucket(1, 1024, 1024)
+    assert usual_clip({portrait: 1, landscape: 9, image: 500}) == landscape
 
 
 def lines_of(config):

@@ -134,12 +134,11 @@ def spoil(model: DataParallel) -> None:
 def greet(*, word: str) -> dict:
     """One collective, and what each rank knows of itself."""
     mesh = build_mesh(ParallelConfig())
-    total = mesh.sum_over_data(torch.tensor(float(mesh.rank + 1)))
+    total = mesh.sum_of_parts(torch.tensor(float(mesh.rank + 1)))
     highest = mesh.largest(torch.tensor([mesh.rank, -mesh.rank]))
-    mean = mesh.mean_over_data(torch.tensor([float(mesh.rank)]))
     sizes = [mesh.tensor.size(), mesh.context.size(), mesh.pipeline.size(), mesh.data.size(), mesh.world_size]
     print(f"{word} from rank {mesh.rank}")
-    result = {"rank": mesh.data_rank, "total": total.item(), "highest": highest.tolist(), "mean": mean.item()}
+    result = {"rank": mesh.data_rank, "total": total.item(), "highest": highest.tolist()}
     leave_world()
     return result | {"sizes": sizes, "pid": os.getpid(), "threads": torch.get_num_threads()}
 
