@@ -57,8 +57,7 @@ def words(
     Raises:
         ValueError: the seed or an int counter word is out of range.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; Philox takes an unsigned 64-bit key: choose a seed in [0, 2**64)")
+    check_seed(seed)
     key0, key1 = seed & _WORD, seed >> 32
     word0, word1, word2, word3 = (
         _counter_word(name, value)
@@ -97,12 +96,23 @@ def normal(word0: Tensor, word1: Tensor) -> Tensor:
     return radius * angle.cos()
 
 
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless seed is a Philox key."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; Philox takes an unsigned 64-bit key: choose a seed in [0, 2**64)")
+
+
+def check_counter(name: str, value: int) -> None:
+    """Raises ValueError unless value is a counter word."""
+    if not 0 <= value <= _WORD:
+        raise ValueError(f"{name} is {value}; a Philox counter word must be in [0, 2**32)")
+
+
 def _counter_word(name: str, value: Counter) -> Counter:
     if isinstance(value, Tensor):
         assert not value.is_floating_point(), f"{name} must hold integers, not {value.dtype}"
         return value.to(torch.int64) & _WORD
-    if not 0 <= value <= _WORD:
-        raise ValueError(f"{name} is {value}; a Philox counter word must be in [0, 2**32)")
+    check_counter(name, value)
     return int(value)
 
 

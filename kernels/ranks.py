@@ -12,6 +12,7 @@ OPERATIONS = (
     "qk_norm_rope",
     "modulated_norm",
     "gated_residual",
+    "gated_residual_norm",
     "mlp_gelu",
     "flow_noise",
     "flow_loss",
@@ -23,8 +24,15 @@ DEVICE_TYPES = ("cpu", "cuda", "npu")
 
 Ranks = Mapping[str, Mapping[str, tuple[str, ...]]]
 
+_MULTI_TENSOR = ("gradient_norm", "adamw")
+_CPU = {op: ("cpu_native", "reference") for op in OPERATIONS}
+_CUDA = {op: ("gpu_triton", "reference") for op in OPERATIONS} | {
+    op: ("gpu_cuda", "gpu_triton", "reference") for op in _MULTI_TENSOR
+}
+_NPU = {op: ("reference",) for op in OPERATIONS}
+
 RANKS: Ranks = MappingProxyType(
-    {device: MappingProxyType({op: ("reference",) for op in OPERATIONS}) for device in DEVICE_TYPES}
+    {"cpu": MappingProxyType(_CPU), "cuda": MappingProxyType(_CUDA), "npu": MappingProxyType(_NPU)}
 )
 """device type -> operation -> backend names, best first. Every backend of an operation stands here for each of its
 device types: one without a rank would never be chosen by `auto`."""

@@ -16,6 +16,7 @@ from . import (
     flow_loss,
     flow_noise,
     gated_residual,
+    gated_residual_norm,
     gradient_norm,
     joint_attention,
     mlp_gelu,
@@ -33,6 +34,7 @@ _PACKAGES = (
     qk_norm_rope,
     modulated_norm,
     gated_residual,
+    gated_residual_norm,
     mlp_gelu,
     flow_noise,
     flow_loss,
@@ -73,6 +75,7 @@ class KernelSet:
     qk_norm_rope: qk_norm_rope.QkNormRope
     modulated_norm: modulated_norm.ModulatedNorm
     gated_residual: gated_residual.GatedResidual
+    gated_residual_norm: gated_residual_norm.GatedResidualNorm
     mlp_gelu: mlp_gelu.MlpGelu
     flow_noise: flow_noise.FlowNoise
     flow_loss: flow_loss.FlowLoss

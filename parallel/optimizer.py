@@ -58,18 +58,26 @@ class MasterAdamW(torch.optim.AdamW):
     def step(self, closure: Callable | None = None) -> None:
         assert closure is None and self.clip_factor is not None and self.update_number > 0
         for group in self.param_groups:
-            for master in group["params"]:
-                state = self.state[master]
+            masters = group["params"]
+            states = [self.state[master] for master in masters]
+            for state in states:
                 # For megatron's eyes only, which wants a step beside the moments: what it restores depends on
                 # whether apex or transformer-engine is installed.
                 state["step"] = torch.tensor(float(self.update_number))
-                update = AdamWUpdate(
-                    lr=group["lr"], beta1=self.settings.beta1, beta2=self.settings.beta2,
-                    epsilon=self.settings.epsilon, weight_decay=group["weight_decay"], step=self.update_number,
-                    clip_factor=self.clip_factor, ema_decay=self.settings.ema_decay or 0.0,
-                )  # fmt: skip
-                moments = state["exp_avg"], state["exp_avg_sq"]
-                self.kernels.adamw(master, master.grad, *moments, self.averages.get(master), None, update)
+            update = AdamWUpdate(
+                lr=group["lr"], beta1=self.settings.beta1, beta2=self.settings.beta2, epsilon=self.settings.epsilon,
+                weight_decay=group["weight_decay"], step=self.update_number, clip_factor=self.clip_factor,
+                ema_decay=self.settings.ema_decay or 0.0,
+            )  # fmt: skip
+            self.kernels.adamw(
+                masters,
+                [master.grad for master in masters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [self.averages[master] for master in masters] if self.averages else None,
+                None,
+                update,
+            )
 
 
 STATES = ("param", "exp_avg", "exp_avg_sq", "ema")

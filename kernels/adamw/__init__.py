@@ -1,4 +1,4 @@
-"""One optimizer step in one pass: clip, decay, Adam, moving average, low-precision copy.
+"""One optimizer step in one pass over the state: clip, decay, Adam, moving average, low-precision copy.
 
     g       = clip_factor * gradient
     master  = (1 - lr * weight_decay) * master
@@ -14,6 +14,7 @@ Sources: Adam, arXiv 1412.6980, algorithm 1; decoupled weight decay, Loshchilov 
 algorithm 2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..backend import Backend
 from ..ranks import DEVICE_TYPES
+from ..toolchains import cuda_refusal, native_refusal, triton_refusal
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,21 +47,24 @@ class AdamWUpdate:
 class AdamW(Protocol):
     def __call__(
         self,
-        master: Tensor,
-        gradient: Tensor,
-        moment1: Tensor,
-        moment2: Tensor,
-        ema: Tensor | None,
-        copy: Tensor | None,
+        masters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        moments1: Sequence[Tensor],
+        moments2: Sequence[Tensor],
+        emas: Sequence[Tensor] | None,
+        copies: Sequence[Tensor] | None,
         update: AdamWUpdate,
     ) -> None:
-        """Updates master, moment1, moment2, ema and copy in place.
+        """Updates masters, moments1, moments2, emas and copies in place: tensor i of each belongs to parameter i.
+
+        All the tensors of a weight-decay group come at once, so that a backend may take them in one launch. Each is
+        contiguous; parameters have any shapes, those of one index the same number of values.
 
         Args:
-            master, moment1, moment2: float32 (the reference also float64), one shape of any dimensions.
-            gradient: that shape, any floating dtype; only read.
-            ema: moving average of master in its dtype, or None.
-            copy: the parameter the model computes with, any floating dtype, or None if that is master itself.
+            masters, moments1, moments2: float32 (the reference also float64).
+            gradients: one floating dtype, any; only read.
+            emas: moving averages of the masters in their dtype, or None.
+            copies: what the model computes with, one floating dtype, any, or None if those are the masters themselves.
             update: hyper-parameters, step and clip factor.
 
         Not differentiable. Whether an update may happen at all (finite gradients) is decided before, by all ranks.
@@ -67,4 +72,9 @@ class AdamW(Protocol):
         ...
 
 
-BACKENDS = (Backend.beside(__name__, "reference", DEVICE_TYPES),)
+BACKENDS = (
+    Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
+    Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
+    Backend.beside(__name__, "gpu_cuda", ("cuda",), cuda_refusal),
+    Backend.beside(__name__, "reference", DEVICE_TYPES),
+)

@@ -1,4 +1,4 @@
-"""Shapes of the optimizer step: an MLP's matrix in the middle of training."""
+"""Shapes of the optimizer step: an MLP's two matrices, a bias and a rest of one value, in the middle of training."""
 
 import torch
 
@@ -9,16 +9,17 @@ CASES = (QUICKSTART, CONTENTV_IMAGE, ODD, SINGLE)
 
 
 def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict:
-    """Keyword arguments; `dtype` is the gradient's and the copy's, the state is float32."""
+    """Keyword arguments; `dtype` is the gradients' and the copies', the state is float32."""
     draw = Draw(case, torch.float32, device, seed)
-    master = draw.normal("DM")
+    parameters = ("DM", "MD", "M", "")
+    masters = [draw.normal(letters) for letters in parameters]
     return {
-        "master": master,
-        "gradient": draw.normal("DM", dtype=dtype),
-        "moment1": draw.normal("DM") * 0.1,
-        "moment2": draw.normal("DM").square(),
-        "ema": draw.normal("DM"),
-        "copy": master.to(dtype, copy=True),
+        "masters": masters,
+        "gradients": [draw.normal(letters, dtype=dtype) for letters in parameters],
+        "moments1": [draw.normal(letters) * 0.1 for letters in parameters],
+        "moments2": [draw.normal(letters).square() for letters in parameters],
+        "emas": [draw.normal(letters) for letters in parameters],
+        "copies": [master.to(dtype, copy=True) for master in masters],
         "update": AdamWUpdate(
             lr=1e-3,
             beta1=0.9,

@@ -1,5 +1,8 @@
 """AdamW in plain torch, one tensor at a time."""
 
+from collections.abc import Sequence
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -8,6 +11,20 @@ from . import AdamWUpdate
 
 @torch.no_grad()
 def adamw(
+    masters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    moments1: Sequence[Tensor],
+    moments2: Sequence[Tensor],
+    emas: Sequence[Tensor] | None,
+    copies: Sequence[Tensor] | None,
+    update: AdamWUpdate,
+) -> None:
+    states = zip(masters, gradients, moments1, moments2, strict=True)
+    for state, ema, copy in zip(states, emas or repeat(None), copies or repeat(None), strict=False):
+        _update_one(*state, ema, copy, update)
+
+
+def _update_one(
     master: Tensor,
     gradient: Tensor,
     moment1: Tensor,

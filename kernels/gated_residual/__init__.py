@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backend import Backend
 from ..ranks import DEVICE_TYPES
+from ..toolchains import native_refusal, triton_refusal
 
 
 class GatedResidual(Protocol):
@@ -30,4 +31,8 @@ class GatedResidual(Protocol):
         ...
 
 
-BACKENDS = (Backend.beside(__name__, "reference", DEVICE_TYPES),)
+BACKENDS = (
+    Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
+    Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
+    Backend.beside(__name__, "reference", DEVICE_TYPES),
+)

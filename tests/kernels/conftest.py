@@ -1,5 +1,10 @@
-"""How a kernel is judged: against its oracle in float64, relative to the error of plain low precision."""
+"""How a kernel is judged: against its oracle in float64, relative to the error of plain low precision.
 
+Without a GPU the Triton kernels run in Triton's interpreter, on the CPU: what it cannot show, the compiler's report
+(`contentv bench compile`) and a run on hardware must.
+"""
+
+import os
 from collections.abc import Callable
 from importlib import import_module
 
@@ -9,6 +14,12 @@ from torch import Tensor
 
 from contentv.kernels.registry import TABLE
 from contentv.parallel.accelerator import present
+
+INTERPRETED = not torch.cuda.is_available()
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: before the first gpu_triton is imported
+INTERPRETED_VALUES = 2**16
+"""The interpreter takes a second for what a GPU does in microseconds: larger cases are not given to it."""
 
 FLOOR = 4 * 2.0**-23
 """4 ULP of fp32 relative to the largest value: what a different order of summation may cost when the baseline is
@@ -46,8 +57,47 @@ def distances(result: Tensor, truth: Tensor) -> tuple[float, float]:
     return (error.norm() / truth.norm()).item(), (error.abs().max() / truth.abs().max()).item()
 
 
+def refusal(op: str, name: str) -> str | None:
+    """Why a backend cannot be tested here; None if it can."""
+    if INTERPRETED and name == "gpu_triton":
+        return None
+    return TABLE[op, name].refuses(present())
+
+
 @pytest.fixture
-def agree():
+def device() -> str:
+    """Where the inputs of a test lie."""
+    return present()
+
+
+@pytest.fixture
+def backend():
+    """backend(op, name): that implementation; the test is skipped where it cannot run."""
+
+    def load(op: str, name: str) -> Callable:
+        if (op, name) not in TABLE:
+            pytest.skip(f"{op} has no backend {name}")
+        if reason := refusal(op, name):
+            pytest.skip(reason)
+        return TABLE[op, name].load()
+
+    return load
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that a kernel is given to fill holds NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def is_interpretable(arguments: dict) -> bool:
+    return max(value.numel() for value in arguments.values() if isinstance(value, Tensor)) <= INTERPRETED_VALUES
+
+
+@pytest.fixture
+def agree(poisoned):
     """agree(op, case, dtype, oracle, differentiable): every backend that this machine can run, forward and gradients.
 
     The oracle is plain differentiable torch in the dtype of its inputs. It runs in float64 for the truth and in
@@ -60,7 +110,9 @@ def agree():
         truth = run(oracle, inputs, differentiable, torch.float64)
         plain = run(oracle, inputs, differentiable, dtype)
         for (each, name), backend in TABLE.items():
-            if each != op or backend.refuses(device):
+            if each != op or refusal(op, name):
+                continue
+            if INTERPRETED and name == "gpu_triton" and not is_interpretable(inputs):
                 continue
             got = run(backend.load(), inputs, differentiable, None)
             assert got.keys() == truth.keys()

@@ -20,7 +20,7 @@ def fake(name, devices=("cpu",), reason=None, op="mlp_gelu"):
 def world():
     """The real table with more backends of mlp_gelu: one faster, one refusing, one for another device."""
     backends = (
-        *TABLE.values(),
+        *(backend for backend in TABLE.values() if backend.op != "mlp_gelu" or backend.name == "reference"),
         fake("cpu_native"),
         fake("vendor", reason="the vendor's library is not installed"),
         fake("gpu_triton", devices=("cuda",)),
@@ -31,11 +31,11 @@ def world():
 
 
 @pytest.mark.parametrize("device", DEVICE_TYPES)
-def test_today_everything_is_the_reference(device):
-    kernels = choose(device)
+def test_the_reference_can_be_wished_for_everywhere(device):
+    kernels = choose(device, "reference")
     assert kernels.choices() == dict.fromkeys(OPERATIONS, "reference")
     assert kernels.device == device
-    assert [str(row) for row in kernels.report()] == [f"{op} -> reference" for op in OPERATIONS]
+    assert [str(row).split(" (")[0] for row in kernels.report()] == [f"{op} -> reference" for op in OPERATIONS]
 
 
 def test_the_set_holds_working_functions():

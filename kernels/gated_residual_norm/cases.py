@@ -1,0 +1,20 @@
+"""Shapes of the gated residual with its norm: both streams."""
+
+import torch
+
+from ..case import Case, Draw
+from ..modulated_norm.cases import CASES as CASES
+
+
+def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict:
+    """Keyword arguments; gate, shift and scale are chunks of one conditioning product."""
+    draw = Draw(case, dtype, device, seed)
+    _, gate_BD, shift_BD, scale_BD = torch.cat([draw.normal("BD") for _ in range(4)], dim=-1).chunk(4, dim=-1)
+    return {
+        "x_SBD": draw.normal("SBD", mean=0.5) * 3,
+        "gate_BD": gate_BD,
+        "update_SBD": draw.normal("SBD"),
+        "shift_BD": shift_BD,
+        "scale_BD": scale_BD,
+        "epsilon": 1e-6,
+    }

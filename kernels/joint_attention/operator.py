@@ -1,0 +1,75 @@
+"""joint_attention as a torch.library operator: what a backend's two kernels take and fill."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..operator import define, differentiate
+from . import JointAttention
+
+
+class Forward(Protocol):
+    def __call__(
+        self, q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, scale: float, out_BHQE: Tensor, lse_BHQ: Tensor
+    ) -> None:
+        """out lies in memory as [Q, B, H, E], as the model goes on with it; lse is contiguous float32."""
+
+
+class Backward(Protocol):
+    def __call__(
+        self, d_out_BHQE: Tensor, d_lse_BHQ: Tensor | None, q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor,
+        out_BHQE: Tensor, lse_BHQ: Tensor, scale: float, d_q_BHQE: Tensor, d_k_BHJE: Tensor, d_v_BHJE: Tensor,
+    ) -> None:  # fmt: skip
+        """d_out has any strides; d_lse is None if nothing used lse. The gradients lie in memory as [Q or J, B, H, E].
+
+        With `out` and `lse` of a whole row of keys and k, v a part of them, the gradients are that part's: a ring of
+        ranks asks so, block by block.
+        """
+
+
+def operator(backend: str, forward: Forward, backward: Backward) -> JointAttention:
+    """The operation by one backend's kernels, differentiable."""
+    forwards = define(
+        f"joint_attention_{backend}",
+        "(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)",
+        _outputs,
+        forward,
+    )
+    backwards = define(
+        f"joint_attention_{backend}_backward",
+        "(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale)"
+        " -> (Tensor, Tensor, Tensor)",
+        _gradients,
+        backward,
+    )
+
+    def save(context, inputs, outputs):
+        *tensors, context.scale = inputs
+        context.save_for_backward(*tensors, *outputs)
+
+    def gradients(context, d_out, d_lse):
+        out = context.saved_tensors[3]
+        d_out = torch.zeros_like(out) if d_out is None else d_out
+        return *backwards(d_out, d_lse, *context.saved_tensors, context.scale), None
+
+    differentiate(forwards, save, gradients)
+
+    def joint_attention(q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+        return forwards(q_BHQE, k_BHJE, v_BHJE, scale)
+
+    return joint_attention
+
+
+def tokens_first(like_BHSE: Tensor) -> Tensor:
+    """An empty [B, H, S, E] that lies in memory as [S, B, H, E]."""
+    batch, heads, tokens, width = like_BHSE.shape
+    return like_BHSE.new_empty(tokens, batch, heads, width).permute(1, 2, 0, 3)
+
+
+def _outputs(q_BHQE, _k_BHJE, _v_BHJE, _scale):
+    return tokens_first(q_BHQE), q_BHQE.new_empty(q_BHQE.shape[:3], dtype=torch.float32)
+
+
+def _gradients(_d_out, _d_lse, q_BHQE, k_BHJE, v_BHJE, _out, _lse, _scale):
+    return tokens_first(q_BHQE), tokens_first(k_BHJE), tokens_first(v_BHJE)
