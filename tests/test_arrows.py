@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"kernels": 1, "parallel": 2, "model": 3, "engine": 4, "launchers": 5}
 MEGATRON = {"megatron", "torch_npu"}
 NOT_OURS = {".git", ".venv", "data", "runs", "build", "__pycache__"}
-MACHINE_PATH = re.compile(r"/(work|root|home/[a-z]+|tmp/bash_jobs)/|[.]library\b")
+MACHINE_PATH = re.compile(r"/(work|root|home/[a-z]+|tmp/bash_jobs)/|/[.]library\b")
 SHIPPED = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 
 
