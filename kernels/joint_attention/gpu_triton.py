@@ -41,8 +41,7 @@ class Tiling:
     warps: int
     stages: int
     """Blocks of the other side on their way at once."""
-    specialised: bool = False
-    """Warps of their own for loads and for products, where the compiler can."""
+    ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +102,22 @@ def _read(
 
 
 @triton.jit
+def _open_vector(base, length, BLOCK: tl.constexpr, DESCRIBED: tl.constexpr):
+    if DESCRIBED:
+        return tl.make_tensor_descriptor(base, shape=[length], strides=[1], block_shape=[BLOCK])
+    else:
+        return base
+
+
+@triton.jit
+def _vector(source, start, BLOCK: tl.constexpr, DESCRIBED: tl.constexpr):
+    if DESCRIBED:
+        return source.load([start])
+    else:
+        return tl.load(source + start + tl.arange(0, BLOCK))
+
+
+@triton.jit
 def _write(base, values, start, tokens, row_stride, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     mask = _inside(start, tokens, E, BLOCK, WIDTH, True)
     tl.store(_addresses(base, start, row_stride, BLOCK, WIDTH), values.to(base.dtype.element_ty), mask=mask)
@@ -134,7 +149,7 @@ def _forward_kernel(
     q, k, v, out, lse, exponent, Q, J, heads,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
     E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program: QUERIES queries of one head. Blocks of one head follow each other, so its keys stay in L2."""
     blocks = tl.cdiv(Q, QUERIES)
@@ -148,7 +163,7 @@ def _forward_kernel(
     highest_Q = tl.full([QUERIES], float("-inf"), tl.float32)
     total_Q = tl.zeros([QUERIES], tl.float32)
     whole = J // KEYS * KEYS
-    for start in tl.range(0, whole, KEYS, warp_specialize=SPECIALISED, num_stages=STAGES):
+    for start in tl.range(0, whole, KEYS, num_stages=STAGES):
         acc_QE, highest_Q, total_Q = _attend(
             q_QE, k, v, acc_QE, highest_Q, total_Q, start, J, k_row, v_row, exponent, E, KEYS, WIDTH, False, DESCRIBED
         )
@@ -194,23 +209,29 @@ def _constants_kernel(
 
 @triton.jit
 def _gather(
-    k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, start, Q, q_row, d_out_row, exponent,
-    E: tl.constexpr, QUERIES: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
+    k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, d_p_JQ, start, Q, q_row, d_out_row, exponent,
+    E: tl.constexpr, QUERIES: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One block of queries. Scores lie as [J, Q], so that they are the left operand of both sums over queries.
 
     Needs no mask: queries that do not exist are zero rows, and their p is zero.
     """
-    rows = start + tl.arange(0, QUERIES)
     q_QE = _read(q, start, Q, q_row, E, QUERIES, WIDTH, PARTIAL, DESCRIBED)
     d_out_QE = _read(d_out, start, Q, d_out_row, E, QUERIES, WIDTH, PARTIAL, DESCRIBED)
+    if AHEAD and not PARTIAL:
+        next_QE = _read(d_out, start + QUERIES, Q, d_out_row, E, QUERIES, WIDTH, True, DESCRIBED)
+    lse2_Q = _vector(lse2, start, QUERIES, DESCRIBED)
+    delta_Q = _vector(delta, start, QUERIES, DESCRIBED)
     s_JQ = tl.dot(k_JE, q_QE.T, input_precision="ieee")
-    d_p_JQ = tl.dot(v_JE, d_out_QE.T, input_precision="ieee")
-    p_JQ = tl.exp2(s_JQ * exponent - tl.load(lse2 + rows)[None, :])
+    if not AHEAD:
+        d_p_JQ = tl.dot(v_JE, d_out_QE.T, input_precision="ieee")
+    p_JQ = tl.exp2(s_JQ * exponent - lse2_Q[None, :])
     d_v_JE = tl.dot(p_JQ.to(d_out_QE.dtype), d_out_QE, d_v_JE, input_precision="ieee")
-    d_s_JQ = p_JQ * (d_p_JQ - tl.load(delta + rows)[None, :])
+    d_s_JQ = p_JQ * (d_p_JQ - delta_Q[None, :])
+    if AHEAD and not PARTIAL:
+        d_p_JQ = tl.dot(v_JE, next_QE.T, input_precision="ieee")
     d_k_JE = tl.dot(d_s_JQ.to(q_QE.dtype), q_QE, d_k_JE, input_precision="ieee")
-    return d_k_JE, d_v_JE
+    return d_k_JE, d_v_JE, d_p_JQ
 
 
 @triton.jit
@@ -219,7 +240,7 @@ def _keys_kernel(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, d_out_batch, d_out_head, d_out_row,
     d_k_batch, d_k_head, d_k_row,
     E: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
-    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """d_k and d_v of KEYS keys of one head. The two lie alike in memory."""
     blocks = tl.cdiv(J, KEYS)
@@ -229,22 +250,26 @@ def _keys_kernel(
     d_out = _open(_head(d_out, index, heads, d_out_batch, d_out_head), Q, d_out_row, E, QUERIES, WIDTH, DESCRIBED)
     k = _open(_head(k, index, heads, k_batch, k_head), J, k_row, E, KEYS, WIDTH, DESCRIBED)
     v = _open(_head(v, index, heads, v_batch, v_head), J, v_row, E, KEYS, WIDTH, DESCRIBED)
-    lse2 += index.to(tl.int64) * padded
-    delta += index.to(tl.int64) * padded
+    lse2 = _open_vector(lse2 + index.to(tl.int64) * padded, padded, QUERIES, DESCRIBED)
+    delta = _open_vector(delta + index.to(tl.int64) * padded, padded, QUERIES, DESCRIBED)
     k_JE = _read(k, start_j, J, k_row, E, KEYS, WIDTH, True, DESCRIBED)
     v_JE = _read(v, start_j, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
     d_k_JE = tl.zeros([KEYS, WIDTH], tl.float32)
     d_v_JE = tl.zeros([KEYS, WIDTH], tl.float32)
+    d_p_JQ = tl.zeros([KEYS, QUERIES], tl.float32)
+    if AHEAD:
+        d_out_QE = _read(d_out, 0, Q, d_out_row, E, QUERIES, WIDTH, True, DESCRIBED)
+        d_p_JQ = tl.dot(v_JE, d_out_QE.T, input_precision="ieee")
     whole = Q // QUERIES * QUERIES
-    for start in tl.range(0, whole, QUERIES, warp_specialize=SPECIALISED, num_stages=STAGES):
-        d_k_JE, d_v_JE = _gather(
-            k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, start, Q, q_row, d_out_row, exponent,
-            E, QUERIES, WIDTH, False, DESCRIBED,
+    for start in tl.range(0, whole, QUERIES, num_stages=STAGES):
+        d_k_JE, d_v_JE, d_p_JQ = _gather(
+            k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, d_p_JQ, start, Q, q_row, d_out_row, exponent,
+            E, QUERIES, WIDTH, False, DESCRIBED, AHEAD,
         )  # fmt: skip
     if whole < Q:
-        d_k_JE, d_v_JE = _gather(
-            k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, whole, Q, q_row, d_out_row, exponent,
-            E, QUERIES, WIDTH, True, DESCRIBED,
+        d_k_JE, d_v_JE, d_p_JQ = _gather(
+            k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, d_p_JQ, whole, Q, q_row, d_out_row, exponent,
+            E, QUERIES, WIDTH, True, DESCRIBED, AHEAD,
         )  # fmt: skip
     d_k = _head(d_k, index, heads, d_k_batch, d_k_head)
     d_v = _head(d_v, index, heads, d_k_batch, d_k_head)
@@ -254,19 +279,23 @@ def _keys_kernel(
 
 @triton.jit
 def _descend(
-    q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
-    E: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
+    q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, start, J, k_row, v_row, exponent,
+    E: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One block of keys. PARTIAL: the keys end inside it; p of a zero row could overflow and has to go."""
     k_JE = _read(k, start, J, k_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
-    v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
     s_QJ = tl.dot(q_QE, k_JE.T, input_precision="ieee")
-    d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
+    if not AHEAD:
+        v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
+        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
     p_QJ = tl.exp2(s_QJ * exponent - lse2_Q[:, None])
     if PARTIAL:
         p_QJ = tl.where((start + tl.arange(0, KEYS) < J)[None, :], p_QJ, 0.0)
     d_s_QJ = p_QJ * (d_p_QJ - delta_Q[:, None])
-    return tl.dot(d_s_QJ.to(k_JE.dtype), k_JE, d_q_QE, input_precision="ieee")
+    if AHEAD and not PARTIAL:
+        v_JE = _read(v, start + KEYS, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
+        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
+    return tl.dot(d_s_QJ.to(k_JE.dtype), k_JE, d_q_QE, input_precision="ieee"), d_p_QJ
 
 
 @triton.jit
@@ -275,7 +304,7 @@ def _queries_kernel(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, d_out_batch, d_out_head, d_out_row,
     d_q_batch, d_q_head, d_q_row,
     E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """d_q of QUERIES queries of one head."""
     blocks = tl.cdiv(Q, QUERIES)
@@ -291,16 +320,20 @@ def _queries_kernel(
     lse2_Q = tl.load(lse2 + rows)
     delta_Q = tl.load(delta + rows)
     d_q_QE = tl.zeros([QUERIES, WIDTH], tl.float32)
+    d_p_QJ = tl.zeros([QUERIES, KEYS], tl.float32)
+    if AHEAD:
+        v_JE = _read(v, 0, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
+        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
     whole = J // KEYS * KEYS
-    for start in tl.range(0, whole, KEYS, warp_specialize=SPECIALISED, num_stages=STAGES):
-        d_q_QE = _descend(
-            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
-            E, KEYS, WIDTH, False, DESCRIBED,
+    for start in tl.range(0, whole, KEYS, num_stages=STAGES):
+        d_q_QE, d_p_QJ = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, start, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, False, DESCRIBED, AHEAD,
         )  # fmt: skip
     if whole < J:
-        d_q_QE = _descend(
-            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, whole, J, k_row, v_row, exponent,
-            E, KEYS, WIDTH, True, DESCRIBED,
+        d_q_QE, d_p_QJ = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, whole, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, True, DESCRIBED, AHEAD,
         )  # fmt: skip
     _write(_head(d_q, index, heads, d_q_batch, d_q_head), d_q_QE * scale, start_q, Q, d_q_row, E, QUERIES, WIDTH)
 
@@ -407,7 +440,7 @@ def _tile(own: str, other: str, tiling: Tiling, *tensors: Tensor) -> dict:
     return {
         "E": width, "WIDTH": _padded_width(width), own: tiling.own, other: tiling.other,
         "DESCRIBED": all(map(_is_describable, tensors)),
-        "SPECIALISED": tiling.specialised, "STAGES": tiling.stages,
+        "AHEAD": tiling.ahead, "STAGES": tiling.stages,
     }  # fmt: skip
 
 
