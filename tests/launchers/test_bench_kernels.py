@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from contentv.kernels.case import ODD
+from contentv.kernels.case import QUICKSTART
 from contentv.kernels.ranks import OPERATIONS
 from contentv.launchers import bench
 from contentv.model.config import contentv_8b
@@ -72,17 +72,17 @@ def test_every_operation_says_what_it_must_move(op):
 def test_operations_of_attention_are_those_of_the_model():
     """What twice the text adds to the model's own count beyond its linears is attention's."""
     book = import_module("contentv.kernels.joint_attention.cases")
-    cost = book.cost(ODD.but("joint queries", Q=ODD["J"]), torch.float32)
-    config = replace(contentv_8b(), layers=2, heads=ODD["H"], head_width=ODD["E"])
-    joined = count_operations(config, video_tokens=ODD["S"], text_tokens=ODD["T"], batch=ODD["B"])
+    cost = book.cost(QUICKSTART.but("joint queries", Q=QUICKSTART["J"]), torch.float32)
+    config = replace(contentv_8b(), layers=2, heads=QUICKSTART["H"], head_width=QUICKSTART["E"])
+    joined = count_operations(config, video_tokens=QUICKSTART["S"], text_tokens=QUICKSTART["T"], batch=QUICKSTART["B"])
     apart = [
-        count_operations(config, video_tokens=ODD["S"], text_tokens=0, batch=ODD["B"]),
-        count_operations(config, video_tokens=0, text_tokens=ODD["T"], batch=ODD["B"]),
-        count_operations(config, video_tokens=0, text_tokens=0, batch=ODD["B"]),
+        count_operations(config, video_tokens=QUICKSTART["S"], text_tokens=0, batch=QUICKSTART["B"]),
+        count_operations(config, video_tokens=0, text_tokens=QUICKSTART["T"], batch=QUICKSTART["B"]),
+        count_operations(config, video_tokens=0, text_tokens=0, batch=QUICKSTART["B"]),
     ]
     # Linears are linear in the tokens; of attention the cross terms remain: 2 S T in the first block, S T in the last.
     crossed = joined.forward - apart[0].forward - apart[1].forward + apart[2].forward
-    assert crossed * ODD["J"] ** 2 == 3 * cost.forward_flops * ODD["S"] * ODD["T"]
+    assert crossed * QUICKSTART["J"] ** 2 == 3 * cost.forward_flops * QUICKSTART["S"] * QUICKSTART["T"]
     assert cost.backward_flops == 2 * cost.forward_flops
 
 
