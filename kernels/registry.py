@@ -125,6 +125,12 @@ def choose(
     return KernelSet(**functions, device=device, rows=tuple(rows))
 
 
+def choose_like(device: str, former: Mapping[str, str]) -> KernelSet:
+    """A former run's kernels where they can run here, `auto` for the others: to sample or judge on another machine."""
+    there = {op: name for op, name in former.items() if (op, name) in TABLE and not TABLE[op, name].refuses(device)}
+    return choose(device, there)
+
+
 def _choose_one(op: str, device: str, wish: str, table: Table, ranks: Ranks) -> tuple[Backend, Choice]:
     backends = {name: backend for (each, name), backend in table.items() if each == op}
     refusals = {name: backend.refuses(device) for name, backend in backends.items()}
