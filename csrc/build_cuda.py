@@ -1,7 +1,7 @@
 """Builds csrc/cuda into csrc/_cuda.so with nvcc: `python csrc/build_cuda.py`, or `build` from setup.py.
 
-No torch and no device is needed: the sources include none of torch's headers. CONTENTV_CUDA=1 in the environment refuses
-to go on without the library, CONTENTV_CUDA=0 leaves it out; without either it is built where there is an nvcc.
+No torch and no device is needed: the sources include none of torch's headers. CONTENTV_CUDA=1 in the environment
+refuses to go on without the library, CONTENTV_CUDA=0 leaves it out; without either it is built where there is an nvcc.
 """
 
 import os

@@ -1,4 +1,5 @@
 """`contentv bench step [options]`: the time and memory of a training step, by the very step that `train` runs.
+`contentv bench compile [options]`: what compilers say of every kernel, without a GPU.
 
 fp32, batch 1 (or that of --inputs), no recomputation, no average of the weights. Without --checkpoint and --inputs,
 weights and batch are random. Two warm-up steps are not timed; their losses are listed with the others.
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.config import ModelConfig
+from . import bench_compile
 
 MODEL = {"layers": 6, "heads": 8, "head_width": 64, "text_width": 384, "pooled_width": 384, "channels": 16}
 LATENTS = {"frames": 5, "height": 32, "width": 32}
@@ -27,6 +29,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
+    return options.run(options)
+
+
+def run_step(options: argparse.Namespace) -> int:
     shapes = asked(options)
     # Only now: torch takes seconds, and a mistake should be told at once.
     from ..engine.bench import StepBenchmark, measure_step
@@ -68,7 +74,12 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="contentv bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    step = whole.add_subparsers(required=True, metavar="COMMAND").add_parser("step", help="one training step")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    compiled = commands.add_parser("compile", help="every kernel as machine code", description=bench_compile.__doc__)
+    bench_compile.add_options(compiled)
+    compiled.set_defaults(run=bench_compile.run)
+    step = commands.add_parser("step", help="one training step")
+    step.set_defaults(run=run_step)
     for name, default in {**MODEL, **LATENTS, "text_tokens": TEXT_TOKENS}.items():
         unit = ", in latents" if name in LATENTS else ""
         option = f"--{name.replace('_', '-')}"

@@ -13,8 +13,8 @@ def forward(gradients: Sequence[Tensor], squared: Tensor) -> None:
     for gradient in gradients:
         if gradient.dtype not in DTYPES:
             raise ValueError(
-                f"a gradient is {gradient.dtype}; gpu_cuda takes {', '.join(map(str, DTYPES))}: convert it, or wish for "
-                "gradient_norm=reference"
+                f"a gradient is {gradient.dtype}; gpu_cuda takes {', '.join(map(str, DTYPES))}: convert it, or wish "
+                "for gradient_norm=reference"
             )
     # The order of values does not matter: any layout without gaps is read as it lies.
     dense = [each if is_dense(each) else each.contiguous() for each in gradients]

@@ -1,4 +1,4 @@
-"""csrc/cuda without a GPU: the very kernels, compiled for the host (cuda_on_cpu/ says what that shows), against torch."""
+"""csrc/cuda without a GPU: the very kernels, compiled for the host (cuda_on_cpu/ says what that shows)."""
 
 import os
 import shutil
