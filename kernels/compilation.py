@@ -11,7 +11,7 @@ Imports Triton only in `Compilation.source`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,21 @@ class Compilation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Config:
+    """How a kernel over rows and columns is cut: constants beside each kernel, chosen by sizes, never by a clock."""
+
+    rows: int
+    """Rows that a program holds at a time."""
+    warps: int
+    columns: int = 0
+    """Columns that a program holds at a time; 0 where it holds whole rows."""
+    stages: int = 1
+    """Loads ahead in the loop over rows: 1 loads what it needs when it needs it."""
+    programs: int = 0
+    """Programs for each processor of the device, which share the rows; 0 where a program does not loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """One launch: a kernel, its grid and every argument by name, constexprs among them."""
 
@@ -100,6 +115,18 @@ class Launch:
             kernel=self.kernel, config=config, signature=signature, constants=constants, aligned=frozenset(aligned),
             num_warps=self.num_warps, num_stages=self.num_stages, promises=promises or {},
         )  # fmt: skip
+
+
+def runs(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
+    """The function that fills what these launches fill, on the device of its first argument."""
+
+    def fill(*arguments) -> None:
+        first = arguments[0]
+        with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
+            for launch in launches(*arguments):
+                launch.run()
+
+    return fill
 
 
 def compilations(config: str, launches: Iterable[Launch]) -> tuple[Compilation, ...]:

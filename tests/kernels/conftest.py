@@ -7,6 +7,7 @@ Without a GPU the Triton kernels run in Triton's interpreter, on the CPU: what i
 import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,6 +19,10 @@ from contentv.parallel.accelerator import present
 INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: before the first gpu_triton is imported
+    if find_spec("triton") is not None:
+        from tests.kernels import interpreter
+
+        interpreter.repair()
 INTERPRETED_VALUES = 2**16
 """The interpreter takes a second for what a GPU does in microseconds: larger cases are not given to it."""
 
