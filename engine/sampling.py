@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from ..kernels.registry import KernelSet, choose
+from ..kernels.registry import KernelSet, choose, choose_like
 from ..model import published, weights
 from ..model.codecs import load_codec
 from ..model.codecs.codec import PIXELS_PER_LATENT, Codec, latent_size
@@ -113,7 +113,8 @@ def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
             f"{found.folder} was trained with codec {found.facts.codec_identity[:12]}, but its folder {CODEC_FOLDER} "
             f"holds {codec.identity[:12]}: restore it"
         )
-    model = load_model(found, stored, mesh, choose(mesh.device.type, found.facts.kernels), kind)
+    kernels = choose_like(mesh.device.type, found.facts.kernels, dtype=DTYPES[found.config.trainer.precision])
+    model = load_model(found, stored, mesh, kernels, kind)
     return SampleSource(model=model, flow=found.config.flow, codec=codec, text=text, clip_size=found.facts.clip_size)
 
 

@@ -6,6 +6,7 @@ J = S + T, D width, H heads, E head width, M MLP width, C latent channels, P val
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from types import MappingProxyType
 
 import torch
@@ -30,6 +31,10 @@ class Case:
     def shape(self, letters: str) -> tuple[int, ...]:
         return tuple(self.sizes[letter] for letter in letters)
 
+    def count(self, letters: str) -> int:
+        """Values in a tensor of the shape that the letters name."""
+        return prod(self.shape(letters))
+
     def but(self, name: str, *, large: bool | None = None, **sizes: int) -> "Case":
         """This case under the name "own name, `name`", with some sizes changed."""
         changed = MappingProxyType({**self.sizes, **sizes})
@@ -47,6 +52,8 @@ def case(name: str, *, large: bool = False, **sizes: int) -> Case:
 
 
 QUICKSTART = case("quickstart", B=8, H=4, E=64, C=16, F=5, Y=8, X=12, T=16)
+LAPTOP = case("laptop", B=1, H=8, E=64, C=16, F=5, Y=32, X=32, T=77)
+"""What `contentv bench step` takes by default: the shape at which the CPU's step is compared with its rival's."""
 CONTENTV_CROP = case("contentv crop", B=1, H=38, E=64, C=16, F=1, Y=12, X=18, T=333)
 """The 8B model's widths and odd text length on few video tokens."""
 CONTENTV_IMAGE = case("contentv 432x768 image", B=1, H=38, E=64, C=16, F=1, Y=54, X=96, T=333, large=True)
@@ -56,7 +63,20 @@ ODD = case("odd", B=3, H=5, E=14, C=3, F=3, Y=2, X=10, T=7)
 SINGLE = case("single", B=1, H=1, E=2, C=1, F=1, Y=2, X=2, T=1)
 """One of everything."""
 
-MODEL_CASES = (QUICKSTART, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD, SINGLE)
+MODEL_CASES = (QUICKSTART, LAPTOP, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD, SINGLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The least an operation can do: each input read once, each output written once, what the mathematics asks for.
+
+    Bytes of device memory and floating-point operations (a multiply and its add are two) of one call.
+    """
+
+    forward_bytes: float
+    forward_flops: float
+    backward_bytes: float = 0.0
+    backward_flops: float = 0.0
 
 
 class Draw:

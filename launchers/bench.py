@@ -1,29 +1,23 @@
-"""`contentv bench step [options]`: the time and memory of a training step, by the very step that `train` runs.
-`contentv bench compile [options]`: what compilers say of every kernel, without a GPU.
+"""`contentv bench COMMAND`: what the engine costs, measured by the very code that trains.
 
-fp32, batch 1 (or that of --inputs), no recomputation, no average of the weights. Without --checkpoint and --inputs,
-weights and batch are random. Two warm-up steps are not timed; their losses are listed with the others.
+step       time and memory of a training step
+block      one MM-DiT block forward and backward, in TFLOP/s
+kernels    every backend of every operation against the device's roofline
+compile    every kernel as machine code for each chip, without a GPU
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from ..model.config import ModelConfig
-from . import bench_compile
+from . import bench_block, bench_compile, bench_kernels, bench_step
+from .command_line import call
 
-MODEL = {"layers": 6, "heads": 8, "head_width": 64, "text_width": 384, "pooled_width": 384, "channels": 16}
-LATENTS = {"frames": 5, "height": 32, "width": 32}
-TEXT_TOKENS = 77
+COMMANDS = (bench_step, bench_block, bench_kernels, bench_compile)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    from .command_line import call
-
     return call(run, argv)
 
 
@@ -32,73 +26,14 @@ def run(argv: Sequence[str]) -> int:
     return options.run(options)
 
 
-def run_step(options: argparse.Namespace) -> int:
-    shapes = asked(options)
-    # Only now: torch takes seconds, and a mistake should be told at once.
-    from ..engine.bench import StepBenchmark, measure_step
-
-    given = {name: getattr(options, name) for name in ("steps", "checkpoint", "inputs", "position")}
-    measured = measure_step(StepBenchmark(**given, **shapes))
-    if options.json:
-        print(json.dumps(vars(measured), allow_nan=False))
-        return 0
-    print(
-        f"{measured.ms:.1f} ms a step, {measured.tflops:.3f} TFLOP/s on {measured.device}, {measured.threads} threads"
-    )
-    print(f"{measured.rss_mib:.0f} MiB at most, {measured.base_mib:.0f} of it after imports")
-    print(f"{measured.parameters:,} parameters; loss {measured.losses[0]:.6f} to {measured.losses[-1]:.6f}")
-    return 0
-
-
-def asked(options: argparse.Namespace) -> dict[str, Any]:
-    """`StepBenchmark`'s shapes; None for what a checkpoint or inputs decide. Raises ValueError for impossible ones."""
-    model, latents = _sizes(options, MODEL, options.checkpoint), _sizes(options, LATENTS, options.inputs)
-    if latents and (latents["height"] % 2 or latents["width"] % 2):
-        raise ValueError(
-            f"--height x --width is {latents['height']} x {latents['width']} latents; patches of 2 x 2 need both even"
-        )
-    return {
-        "model": model and ModelConfig(**model, position=options.position or "sincos3d", initialisation="normal"),
-        "latents": latents and tuple(latents.values()),
-        "text_tokens": options.text_tokens or (None if options.inputs else TEXT_TOKENS),
-    }
-
-
-def _sizes(options: argparse.Namespace, defaults: dict[str, int], decided_by: Path | None) -> dict[str, int] | None:
-    """The sizes given, filled up with defaults; None if none was given and a file decides."""
-    given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
-    return None if decided_by and not given else defaults | given
-
-
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="contentv bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    compiled = commands.add_parser("compile", help="every kernel as machine code", description=bench_compile.__doc__)
-    bench_compile.add_options(compiled)
-    compiled.set_defaults(run=bench_compile.run)
-    step = commands.add_parser("step", help="one training step")
-    step.set_defaults(run=run_step)
-    for name, default in {**MODEL, **LATENTS, "text_tokens": TEXT_TOKENS}.items():
-        unit = ", in latents" if name in LATENTS else ""
-        option = f"--{name.replace('_', '-')}"
-        step.add_argument(
-            option, type=_positive, metavar="N", help=f"default: as --checkpoint or --inputs, else {default}{unit}"
-        )
-    step.add_argument("--position", choices=("sincos3d", "rope3d"), help="default: as --checkpoint, else sincos3d")
-    step.add_argument("--steps", type=_positive, default=8, metavar="N", help="timed steps; default 8")
-    step.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="published weights to start from")
-    step.add_argument("--inputs", type=Path, metavar="FILE", help="the batch, under the golden files' keys")
-    step.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    for command in COMMANDS:
+        command.add_parser(commands)
     return whole
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -18,7 +18,13 @@ COLUMNS = ("op", "kernel", "config", "arch", "registers", "stack_bytes", "spill_
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_parser(commands) -> None:
+    """Adds `compile` to the commands of `contentv bench`."""
+    parser = commands.add_parser(
+        "compile", help="every kernel as machine code, without a GPU", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(run=run)
     parser.add_argument(
         "--operation", action="append", choices=OPERATIONS, metavar="NAME", help="this one's kernels only; repeatable"
     )
@@ -29,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit status."""
     # Only now: torch takes seconds, and a mistake should be told at once.
     from ..engine import compile_gate
 

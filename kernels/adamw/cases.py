@@ -2,10 +2,10 @@
 
 import torch
 
-from ..case import CONTENTV_IMAGE, ODD, QUICKSTART, SINGLE, Case, Draw
+from ..case import CONTENTV_IMAGE, LAPTOP, ODD, QUICKSTART, SINGLE, Case, Cost, Draw
 from . import AdamWUpdate
 
-CASES = (QUICKSTART, CONTENTV_IMAGE, ODD, SINGLE)
+CASES = (QUICKSTART, LAPTOP, CONTENTV_IMAGE, ODD, SINGLE)
 
 
 def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict:
@@ -31,3 +31,9 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
             ema_decay=0.99,
         ),
     }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """Master, both moments and the average read and written in fp32, the gradient read, the copy written."""
+    values = 2 * case.count("DM") + case["M"] + 1
+    return Cost(forward_bytes=(8 * 4 + 2 * dtype.itemsize) * values, forward_flops=20 * values)

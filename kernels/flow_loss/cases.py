@@ -2,7 +2,7 @@
 
 import torch
 
-from ..case import MODEL_CASES, ODD, QUICKSTART, Case, Draw
+from ..case import MODEL_CASES, ODD, QUICKSTART, Case, Cost, Draw
 
 CASES = (
     *(case.but("whole", first=0) for case in MODEL_CASES),
@@ -22,3 +22,14 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
         "weight_B": draw.uniform("B") + 0.5,
         "first_token": case["first"],
     }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """Velocity, and the parts of data and noise that its tokens speak of."""
+    values = case.count("SBP")
+    return Cost(
+        forward_bytes=3 * dtype.itemsize * values,
+        forward_flops=4 * values,
+        backward_bytes=4 * dtype.itemsize * values,
+        backward_flops=4 * values,
+    )

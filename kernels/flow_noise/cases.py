@@ -2,7 +2,7 @@
 
 import torch
 
-from ..case import MODEL_CASES, QUICKSTART, Case, Draw
+from ..case import MODEL_CASES, QUICKSTART, Case, Cost, Draw
 
 CASES = (*MODEL_CASES, QUICKSTART.but("one frame", F=1))
 
@@ -17,3 +17,9 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
         "step": 5,
         "seed": 0x1234_5678_9ABC_DEF0,
     }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """One tensor in, two out; ten rounds of Philox and one normal are about a hundred operations, most on integers."""
+    values = case.count("BCFYX")
+    return Cost(forward_bytes=3 * dtype.itemsize * values, forward_flops=100 * values)

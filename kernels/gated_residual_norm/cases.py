@@ -2,7 +2,7 @@
 
 import torch
 
-from ..case import Case, Draw
+from ..case import Case, Cost, Draw
 from ..modulated_norm.cases import CASES as CASES
 
 
@@ -18,3 +18,14 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
         "scale_BD": scale_BD,
         "epsilon": 1e-6,
     }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """Forward reads two and writes two; backward reads two gradients, out and the update, and writes two."""
+    tokens, rows = case.count("SBD"), 8 * case.count("SB")
+    return Cost(
+        forward_bytes=4 * dtype.itemsize * tokens + rows,
+        forward_flops=10 * tokens,
+        backward_bytes=6 * dtype.itemsize * tokens + rows,
+        backward_flops=18 * tokens,
+    )

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..case import CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD, QUICKSTART, SINGLE, Case, Draw
+from ..case import CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, MODEL_CASES, ODD, QUICKSTART, Case, Cost, Draw
 
 
 def _video_queries(case: Case) -> Case:
@@ -14,7 +14,7 @@ def _joint_queries(case: Case) -> Case:
 
 
 CASES = (
-    *(_joint_queries(case) for case in (QUICKSTART, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD, SINGLE)),
+    *(_joint_queries(case) for case in MODEL_CASES),
     *(_video_queries(case) for case in (QUICKSTART, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD)),
     ODD.but("more queries than keys", Q=23, J=5),
 )
@@ -25,3 +25,15 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
     draw = Draw(case, dtype, device, seed)
     q_BHQE, k_BHJE, v_BHJE = (draw.normal(letters).permute(1, 2, 0, 3) for letters in ("QBHE", "JBHE", "JBHE"))
     return {"q_BHQE": q_BHQE, "k_BHJE": k_BHJE, "v_BHJE": v_BHJE, "scale": case["E"] ** -0.5}
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """Two products forward, and four backward: the scores that backward makes again are not counted."""
+    queries, keys, rows = case.count("QBHE"), case.count("JBHE"), 4 * case.count("QBH")
+    product = 2 * case.count("BHQ") * case["J"] * case["E"]
+    return Cost(
+        forward_bytes=dtype.itemsize * (2 * queries + 2 * keys) + rows,
+        forward_flops=2 * product,
+        backward_bytes=dtype.itemsize * (4 * queries + 4 * keys) + rows,
+        backward_flops=4 * product,
+    )

@@ -1,8 +1,8 @@
 """What other people's attention functions have in common, and how each becomes a backend.
 
 They take fewer dtypes and widths than the contract, and none takes a gradient of lse. Both are met by more channels:
-zeros in q, k and v change no score and no output. For a gradient of lse one more channel holds 1 in d_out, -d_lse in out
-and 0 in v: all that a backward does with `out` is delta = sum_E(out * d_out), which is then the contract's.
+zeros in q, k and v change no score and no output. For a gradient of lse one more channel holds 1 in d_out, -d_lse in
+out and 0 in v: all that a backward does with `out` is delta = sum_E(out * d_out), which is then the contract's.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..vendors import LOW
 from . import JointAttention
 from .operator import operator
-
-LOW = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +61,7 @@ def backend(vendor: Vendor) -> JointAttention:
         out_BHQE.copy_(out[..., :width])
         lse_BHQ.copy_(lse)
 
-    def backward(
-        d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale, d_q_BHQE, d_k_BHJE, d_v_BHJE
-    ):
+    def backward(d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale, d_q_BHQE, d_k_BHJE, d_v_BHJE):
         width = q_BHQE.shape[-1]
         channels = vendor.padding(width, more=0 if d_lse_BHQ is None else 1)
         q, k, v, out, d_out = _widened((q_BHQE, k_BHJE, v_BHJE, out_BHQE, d_out_BHQE), channels)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..case import CONTENTV_CROP, MODEL_CASES, QUICKSTART, SINGLE, Case, Draw
+from ..case import CONTENTV_CROP, MODEL_CASES, QUICKSTART, SINGLE, Case, Cost, Draw
 
 CASES = (
     *(case for case in MODEL_CASES if case is not SINGLE),
@@ -19,3 +19,14 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
     shift_BD, scale_BD = torch.cat([draw.normal("BD"), draw.normal("BD")], dim=-1).chunk(2, dim=-1)
     x_SBD = draw.normal("SBD", mean=0.5) * 3
     return {"x_SBD": x_SBD, "shift_BD": shift_BD, "scale_BD": scale_BD, "epsilon": 1e-6}
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """Tokens, and two moments a row."""
+    tokens, rows = case.count("SBD"), 8 * case.count("SB")
+    return Cost(
+        forward_bytes=2 * dtype.itemsize * tokens + rows,
+        forward_flops=8 * tokens,
+        backward_bytes=3 * dtype.itemsize * tokens + rows,
+        backward_flops=14 * tokens,
+    )

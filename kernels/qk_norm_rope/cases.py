@@ -2,7 +2,7 @@
 
 import torch
 
-from ..case import CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, MODEL_CASES, ODD, QUICKSTART, Case, Draw
+from ..case import CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, MODEL_CASES, ODD, QUICKSTART, Case, Cost, Draw
 
 CASES = (
     *(case.but("rotated", R=case["E"] // 2) for case in MODEL_CASES),
@@ -28,3 +28,14 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
         "rotation": rotation,
         "epsilon": 1e-6,
     }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """Queries and keys, and the rotation's two tables; few operations a value."""
+    values, rows, tables = 2 * case.count("SBHE"), 8 * case.count("SBH"), 8 * case["S"] * case["R"]
+    return Cost(
+        forward_bytes=2 * dtype.itemsize * values + rows + tables,
+        forward_flops=8 * values,
+        backward_bytes=3 * dtype.itemsize * values + rows + tables,
+        backward_flops=14 * values,
+    )

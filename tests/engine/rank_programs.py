@@ -3,17 +3,22 @@
 import errno
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
-from contentv.engine import trainer
+from contentv.engine import session, trainer
 from contentv.engine.data.shards import ShardDataset
 from contentv.engine.metrics import read_metrics
 from contentv.engine.run_files import METRICS_FILE
 from contentv.engine.signals import StopSignals
+from contentv.kernels.backend import Backend
+from contentv.kernels.ranks import RANKS
+from contentv.kernels.registry import TABLE, choose, tabulate
 from contentv.parallel.config import ParallelConfig
-from contentv.parallel.mesh import leave_world
+from contentv.parallel.mesh import build_mesh, leave_world
 from contentv.parallel.writing import PlannedWrite
 from tests.engine.small_run import small_config
 
@@ -69,6 +74,22 @@ def disagree(*, shards: str, folder: str) -> dict:
     finally:
         leave_world()
     raise AssertionError("nobody noticed")
+
+
+def lacks_a_library(*, rank: int) -> dict:
+    """Rank `rank` alone can not run the first choice of mlp_gelu."""
+    fast = Backend(op="mlp_gelu", name="fast", devices=("cpu",), load=lambda: TABLE["mlp_gelu", "reference"].load(),
+                   refusal=lambda: "its library is missing" if _rank() == rank else None)  # fmt: skip
+    table = tabulate((*TABLE.values(), fast))
+    ranks = RANKS | {"cpu": {**RANKS["cpu"], "mlp_gelu": ("fast", "reference")}}
+    with patch.object(session, "choose", partial(choose, table=table, ranks=ranks)):
+        mesh = build_mesh(ParallelConfig())
+        try:
+            return {"chosen": session.agreed_kernels(mesh, {}).choices()["mlp_gelu"]}
+        except ValueError as error:
+            return {"told": str(error)}
+        finally:
+            leave_world()
 
 
 def write_fails_on_one(*, shards: str, folder: str) -> dict:

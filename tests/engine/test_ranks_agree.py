@@ -29,6 +29,13 @@ def test_ranks_that_were_started_differently_are_refused_on_all(rank_server, sha
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_all_ranks_run_what_rank_0_chose_or_none_starts(rank_server):
+    assert rank_server.run(2, f"{PROGRAMS}:lacks_a_library", rank=0) == 2 * [{"chosen": "reference"}]
+    answers = rank_server.run(2, f"{PROGRAMS}:lacks_a_library", rank=1)
+    assert answers[0] == answers[1]
+    assert answers[0]["told"].startswith("rank 1: mlp_gelu cannot use fast on cpu: its library is missing")
+
+
 @pytest.fixture(scope="module")
 def alone(rank_server, shards, tmp_path_factory):
     return validated(rank_server, 1, {}, shards, tmp_path_factory.mktemp("alone"))

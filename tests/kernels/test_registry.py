@@ -8,7 +8,7 @@ import torch
 from contentv.kernels.backend import Backend
 from contentv.kernels.config import KernelConfig
 from contentv.kernels.ranks import DEVICE_TYPES, OPERATIONS, RANKS
-from contentv.kernels.registry import TABLE, choose, tabulate
+from contentv.kernels.registry import TABLE, choose, choose_like, tabulate
 from contentv.parallel.accelerator import present
 
 
@@ -123,3 +123,12 @@ def test_table_and_set_are_frozen():
 
 def test_the_present_device_has_kernels():
     assert choose(present()).device == present()
+
+
+def test_another_machine_keeps_what_it_can_run():
+    """A run trained on a GPU is sampled on a laptop: by its kernels where they run, by the best one elsewhere."""
+    former = choose("cpu", "reference").choices() | {"joint_attention": "gpu_triton", "mlp_gelu": "a_lost_backend"}
+    kernels = choose_like("cpu", former).choices()
+    best = choose("cpu").choices()
+    assert {op for op in OPERATIONS if kernels[op] == "reference"} >= set(OPERATIONS) - {"joint_attention", "mlp_gelu"}
+    assert (kernels["joint_attention"], kernels["mlp_gelu"]) == (best["joint_attention"], best["mlp_gelu"])
