@@ -26,4 +26,5 @@ def _backward(d_out, q, k, v, out, lse, scale):
     )  # fmt: skip
 
 
-joint_attention = backend(Vendor(name="sdpa_cudnn", forward=_forward, backward=_backward, largest_width=128))
+VENDOR = Vendor(name="sdpa_cudnn", forward=_forward, backward=_backward, largest_width=128)
+joint_attention = backend(VENDOR)

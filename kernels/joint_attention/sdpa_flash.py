@@ -23,4 +23,5 @@ def _backward(d_out, q, k, v, out, lse, scale):
     )  # fmt: skip
 
 
-joint_attention = backend(Vendor(name="sdpa_flash", forward=_forward, backward=_backward))
+VENDOR = Vendor(name="sdpa_flash", forward=_forward, backward=_backward)
+joint_attention = backend(VENDOR)
