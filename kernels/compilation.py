@@ -118,11 +118,11 @@ class Launch:
 
 
 def runs(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
-    """The function that fills what these launches fill, on the device of its first argument."""
+    """The function that fills what these launches fill, on the device where its tensors are."""
 
     def fill(*arguments) -> None:
-        first = arguments[0]
-        with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
+        flat = (each for argument in arguments for each in (argument if isinstance(argument, list) else (argument,)))
+        with torch.cuda.device_of(next(each for each in flat if isinstance(each, Tensor))):
             for launch in launches(*arguments):
                 launch.run()
 

@@ -65,7 +65,7 @@ def sum_partials(partials: Tensor, *outputs: Tensor) -> Launch:
     )  # fmt: skip
 
 
-_SUM_ROWS, _SUM_COLUMNS = 64, 32
+_SUM_ROWS, _SUM_COLUMNS = 64, 64
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -74,7 +74,7 @@ def _sum_partials(partials, first, second, third, programs, values, ROWS: tl.con
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = column < values
     start = partials + which.to(tl.int64) * programs * values
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    total = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
     for begin in range(0, programs, ROWS):
         row = begin + tl.arange(0, ROWS)
         place = row.to(tl.int64)[:, None] * values + column[None, :]

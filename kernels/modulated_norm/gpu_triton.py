@@ -60,8 +60,8 @@ def _backward(
 ):  # fmt: skip
     program, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     scale_first, scale_second = load_row(scale + sample * scale_b, scale_d, WIDTH, HEAD, TAIL)
-    shift_first, shift_second = tl.zeros([ROWS, HEAD], tl.float32), tl.zeros([ROWS, TAIL], tl.float32)
-    scale_sum_first, scale_sum_second = tl.zeros([ROWS, HEAD], tl.float32), tl.zeros([ROWS, TAIL], tl.float32)
+    shift_first, shift_second = tl.full([ROWS, HEAD], 0.0, tl.float32), tl.full([ROWS, TAIL], 0.0, tl.float32)
+    scale_sum_first, scale_sum_second = tl.full([ROWS, HEAD], 0.0, tl.float32), tl.full([ROWS, TAIL], 0.0, tl.float32)
     for begin in tl.range(program * ROWS, tokens, programs * ROWS, num_stages=STAGES):
         row = begin + tl.arange(0, ROWS)[:, None].to(tl.int64)
         there = row < tokens
