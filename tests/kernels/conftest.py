@@ -7,6 +7,7 @@ Without a GPU the Triton kernels run in Triton's interpreter, on the CPU: what i
 import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,6 +19,10 @@ from contentv.parallel.accelerator import present
 INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: before the first gpu_triton is imported
+    if find_spec("triton") is not None:
+        from tests.kernels import interpreter
+
+        interpreter.repair()
 INTERPRETED_VALUES = 2**16
 """The interpreter takes a second for what a GPU does in microseconds: larger cases are not given to it."""
 
@@ -57,11 +62,11 @@ def distances(result: Tensor, truth: Tensor) -> tuple[float, float]:
     return (error.norm() / truth.norm()).item(), (error.abs().max() / truth.abs().max()).item()
 
 
-def refusal(op: str, name: str) -> str | None:
-    """Why a backend cannot be tested here; None if it can."""
+def refusal(op: str, name: str, dtype: torch.dtype | None = None) -> str | None:
+    """Why a backend cannot be tested here, on tensors of this dtype; None if it can."""
     if INTERPRETED and name == "gpu_triton":
         return None
-    return TABLE[op, name].refuses(present())
+    return TABLE[op, name].refuses(present(), dtype)
 
 
 @pytest.fixture
@@ -110,7 +115,7 @@ def agree(poisoned):
         truth = run(oracle, inputs, differentiable, torch.float64)
         plain = run(oracle, inputs, differentiable, dtype)
         for (each, name), backend in TABLE.items():
-            if each != op or refusal(op, name):
+            if each != op or refusal(op, name, dtype):
                 continue
             if INTERPRETED and name == "gpu_triton" and not is_interpretable(inputs):
                 continue

@@ -1,0 +1,464 @@
+"""Joint attention in Triton: the scores of a tile live in registers only, forward and backward.
+
+The forward is FlashAttention-2's (arXiv 2307.08691, algorithm 1): a program keeps a block of queries and walks over the
+keys with a running maximum and sum. The backward is two kernels, so that nothing is added with atomics and two runs
+give the same bits: one keeps a block of keys and walks over the queries (d_k, d_v), one keeps a block of queries and
+walks over the keys (d_q). That is 7 matrix products where atomics would need 5. A third, small one prepares each
+query's two constants, lse in base 2 and delta = sum(out * d_out) - d_lse.
+
+Exponentials are base 2: exp(scale s - lse) = exp2(s * exponent - lse2) with exponent = scale log2(e) is one fused
+multiply-add and one instruction of the special function unit, which at head width 64 is what bounds the forward.
+
+Tiles come through tensor descriptors (Hopper's copy engine) where the strides allow it: 16-byte multiples, the last one
+1. Other strides are read through pointers; a last stride other than 1 is copied first.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..compilation import Launch
+from .operator import operator
+
+_LOG2_E = 1.4426950408889634
+_LN_2 = 0.6931471805599453
+_WIDEST = 128
+_PADDING = 128
+"""The constants of queries are stored for a multiple of this many queries: no block of them is larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How one kernel cuts its work."""
+
+    own: int
+    """Rows of the side that a program keeps: queries of forward and d_q, keys of d_k and d_v."""
+    other: int
+    """Rows of the side that it walks over, at a time."""
+    warps: int
+    stages: int
+    """Blocks of the other side on their way at once."""
+    specialised: bool = False
+    """Warps of their own for loads and for products, where the compiler can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tilings:
+    forward: Tiling
+    keys: Tiling
+    queries: Tiling
+
+
+# ---- tiles of one head ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _head(tensor, index, heads, batch_stride, head_stride):
+    """Address of the first row of one head of one sample."""
+    return tensor + (index // heads).to(tl.int64) * batch_stride + (index % heads).to(tl.int64) * head_stride
+
+
+@triton.jit
+def _open(base, tokens, row_stride, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, DESCRIBED: tl.constexpr):
+    """What `_read` reads blocks of rows from: a descriptor of the [tokens, E] matrix, or its address."""
+    if DESCRIBED:
+        return tl.make_tensor_descriptor(base, shape=[tokens, E], strides=[row_stride, 1], block_shape=[BLOCK, WIDTH])
+    else:
+        return base
+
+
+@triton.jit
+def _inside(start, tokens, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Which elements of a block exist: columns always, rows only if asked."""
+    columns = tl.arange(0, WIDTH)[None, :] < E
+    if ROWS:
+        return (start + tl.arange(0, BLOCK)[:, None] < tokens) & columns
+    else:
+        return (tl.arange(0, BLOCK)[:, None] >= 0) & columns
+
+
+@triton.jit
+def _addresses(base, start, row_stride, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    first = base + tl.cast(start, tl.int64) * row_stride  # 64 bits once a block, 32 inside
+    return first + tl.arange(0, BLOCK)[:, None] * row_stride + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def _read(
+    source, start, tokens, row_stride,
+    E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """BLOCK rows from `start`, zero where there are none. PARTIAL: the rows may end inside the block."""
+    if DESCRIBED:
+        return source.load([start, 0])  # zero outside by itself
+    else:
+        addresses = _addresses(source, start, row_stride, BLOCK, WIDTH)
+        if PARTIAL or E != WIDTH:
+            return tl.load(addresses, mask=_inside(start, tokens, E, BLOCK, WIDTH, PARTIAL), other=0.0)
+        else:
+            return tl.load(addresses)
+
+
+@triton.jit
+def _write(base, values, start, tokens, row_stride, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    mask = _inside(start, tokens, E, BLOCK, WIDTH, True)
+    tl.store(_addresses(base, start, row_stride, BLOCK, WIDTH), values.to(base.dtype.element_ty), mask=mask)
+
+
+# ---- forward ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _attend(
+    q_QE, k, v, acc_QE, highest_Q, total_Q, start, J, k_row, v_row, exponent,
+    E: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """One block of keys. PARTIAL: the keys end inside it, the only place where a mask is needed."""
+    k_JE = _read(k, start, J, k_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
+    s_QJ = tl.dot(q_QE, k_JE.T, input_precision="ieee")
+    if PARTIAL:
+        s_QJ = tl.where((start + tl.arange(0, KEYS) < J)[None, :], s_QJ, float("-inf"))
+    above_Q = tl.maximum(highest_Q, tl.max(s_QJ, 1) * exponent)
+    p_QJ = tl.exp2(s_QJ * exponent - above_Q[:, None])
+    fade_Q = tl.exp2(highest_Q - above_Q)
+    v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
+    acc_QE = tl.dot(p_QJ.to(v_JE.dtype), v_JE, acc_QE * fade_Q[:, None], input_precision="ieee")
+    return acc_QE, above_Q, total_Q * fade_Q + tl.sum(p_QJ, 1)
+
+
+@triton.jit
+def _forward_kernel(
+    q, k, v, out, lse, exponent, Q, J, heads,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
+    E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program: QUERIES queries of one head. Blocks of one head follow each other, so its keys stay in L2."""
+    blocks = tl.cdiv(Q, QUERIES)
+    start_q = tl.program_id(0) % blocks * QUERIES
+    index = tl.program_id(0) // blocks
+    q = _open(_head(q, index, heads, q_batch, q_head), Q, q_row, E, QUERIES, WIDTH, DESCRIBED)
+    k = _open(_head(k, index, heads, k_batch, k_head), J, k_row, E, KEYS, WIDTH, DESCRIBED)
+    v = _open(_head(v, index, heads, v_batch, v_head), J, v_row, E, KEYS, WIDTH, DESCRIBED)
+    q_QE = _read(q, start_q, Q, q_row, E, QUERIES, WIDTH, True, DESCRIBED)
+    acc_QE = tl.zeros([QUERIES, WIDTH], tl.float32)
+    highest_Q = tl.full([QUERIES], float("-inf"), tl.float32)
+    total_Q = tl.zeros([QUERIES], tl.float32)
+    whole = J // KEYS * KEYS
+    for start in tl.range(0, whole, KEYS, warp_specialize=SPECIALISED, num_stages=STAGES):
+        acc_QE, highest_Q, total_Q = _attend(
+            q_QE, k, v, acc_QE, highest_Q, total_Q, start, J, k_row, v_row, exponent, E, KEYS, WIDTH, False, DESCRIBED
+        )
+    if whole < J:
+        acc_QE, highest_Q, total_Q = _attend(
+            q_QE, k, v, acc_QE, highest_Q, total_Q, whole, J, k_row, v_row, exponent, E, KEYS, WIDTH, True, DESCRIBED
+        )
+    _write(
+        _head(out, index, heads, out_batch, out_head), acc_QE / total_Q[:, None], start_q, Q, out_row, E, QUERIES, WIDTH
+    )
+    rows = start_q + tl.arange(0, QUERIES)
+    lse_Q = (highest_Q + tl.log2(total_Q)) * 0.6931471805599453  # ln 2
+    tl.store(lse + index.to(tl.int64) * Q + rows, lse_Q, mask=rows < Q)
+
+
+# ---- backward ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _constants_kernel(
+    out, d_out, lse, d_lse, lse2, delta, Q, padded, heads,
+    out_batch, out_head, out_row, d_out_batch, d_out_head, d_out_row,
+    E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    """lse / ln 2 and delta of every query. Past the last query they are such that p = exp2(0 - inf) = 0 there."""
+    blocks = padded // QUERIES
+    start = tl.program_id(0) % blocks * QUERIES
+    index = tl.program_id(0) // blocks
+    row = index.to(tl.int64)
+    rows = start + tl.arange(0, QUERIES)
+    exists = rows < Q
+    out = _head(out, index, heads, out_batch, out_head)
+    d_out = _head(d_out, index, heads, d_out_batch, d_out_head)
+    out_QE = _read(out, start, Q, out_row, E, QUERIES, WIDTH, True, False).to(tl.float32)
+    d_out_QE = _read(d_out, start, Q, d_out_row, E, QUERIES, WIDTH, True, False).to(tl.float32)
+    delta_Q = tl.sum(out_QE * d_out_QE, 1)
+    if d_lse is not None:
+        delta_Q -= tl.load(d_lse + row * Q + rows, mask=exists, other=0.0)
+    lse_Q = tl.load(lse + row * Q + rows, mask=exists, other=float("inf"))
+    tl.store(delta + row * padded + rows, delta_Q)
+    tl.store(lse2 + row * padded + rows, lse_Q * 1.4426950408889634)  # log2(e)
+
+
+@triton.jit
+def _gather(
+    k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, start, Q, q_row, d_out_row, exponent,
+    E: tl.constexpr, QUERIES: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """One block of queries. Scores lie as [J, Q], so that they are the left operand of both sums over queries.
+
+    Needs no mask: queries that do not exist are zero rows, and their p is zero.
+    """
+    rows = start + tl.arange(0, QUERIES)
+    q_QE = _read(q, start, Q, q_row, E, QUERIES, WIDTH, PARTIAL, DESCRIBED)
+    d_out_QE = _read(d_out, start, Q, d_out_row, E, QUERIES, WIDTH, PARTIAL, DESCRIBED)
+    s_JQ = tl.dot(k_JE, q_QE.T, input_precision="ieee")
+    d_p_JQ = tl.dot(v_JE, d_out_QE.T, input_precision="ieee")
+    p_JQ = tl.exp2(s_JQ * exponent - tl.load(lse2 + rows)[None, :])
+    d_v_JE = tl.dot(p_JQ.to(d_out_QE.dtype), d_out_QE, d_v_JE, input_precision="ieee")
+    d_s_JQ = p_JQ * (d_p_JQ - tl.load(delta + rows)[None, :])
+    d_k_JE = tl.dot(d_s_JQ.to(q_QE.dtype), q_QE, d_k_JE, input_precision="ieee")
+    return d_k_JE, d_v_JE
+
+
+@triton.jit
+def _keys_kernel(
+    q, k, v, d_out, lse2, delta, d_k, d_v, scale, exponent, Q, padded, J, heads,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, d_out_batch, d_out_head, d_out_row,
+    d_k_batch, d_k_head, d_k_row,
+    E: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """d_k and d_v of KEYS keys of one head. The two lie alike in memory."""
+    blocks = tl.cdiv(J, KEYS)
+    start_j = tl.program_id(0) % blocks * KEYS
+    index = tl.program_id(0) // blocks
+    q = _open(_head(q, index, heads, q_batch, q_head), Q, q_row, E, QUERIES, WIDTH, DESCRIBED)
+    d_out = _open(_head(d_out, index, heads, d_out_batch, d_out_head), Q, d_out_row, E, QUERIES, WIDTH, DESCRIBED)
+    k = _open(_head(k, index, heads, k_batch, k_head), J, k_row, E, KEYS, WIDTH, DESCRIBED)
+    v = _open(_head(v, index, heads, v_batch, v_head), J, v_row, E, KEYS, WIDTH, DESCRIBED)
+    lse2 += index.to(tl.int64) * padded
+    delta += index.to(tl.int64) * padded
+    k_JE = _read(k, start_j, J, k_row, E, KEYS, WIDTH, True, DESCRIBED)
+    v_JE = _read(v, start_j, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
+    d_k_JE = tl.zeros([KEYS, WIDTH], tl.float32)
+    d_v_JE = tl.zeros([KEYS, WIDTH], tl.float32)
+    whole = Q // QUERIES * QUERIES
+    for start in tl.range(0, whole, QUERIES, warp_specialize=SPECIALISED, num_stages=STAGES):
+        d_k_JE, d_v_JE = _gather(
+            k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, start, Q, q_row, d_out_row, exponent,
+            E, QUERIES, WIDTH, False, DESCRIBED,
+        )  # fmt: skip
+    if whole < Q:
+        d_k_JE, d_v_JE = _gather(
+            k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, whole, Q, q_row, d_out_row, exponent,
+            E, QUERIES, WIDTH, True, DESCRIBED,
+        )  # fmt: skip
+    d_k = _head(d_k, index, heads, d_k_batch, d_k_head)
+    d_v = _head(d_v, index, heads, d_k_batch, d_k_head)
+    _write(d_k, d_k_JE * scale, start_j, J, d_k_row, E, KEYS, WIDTH)
+    _write(d_v, d_v_JE, start_j, J, d_k_row, E, KEYS, WIDTH)
+
+
+@triton.jit
+def _descend(
+    q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
+    E: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """One block of keys. PARTIAL: the keys end inside it; p of a zero row could overflow and has to go."""
+    k_JE = _read(k, start, J, k_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
+    v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
+    s_QJ = tl.dot(q_QE, k_JE.T, input_precision="ieee")
+    d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
+    p_QJ = tl.exp2(s_QJ * exponent - lse2_Q[:, None])
+    if PARTIAL:
+        p_QJ = tl.where((start + tl.arange(0, KEYS) < J)[None, :], p_QJ, 0.0)
+    d_s_QJ = p_QJ * (d_p_QJ - delta_Q[:, None])
+    return tl.dot(d_s_QJ.to(k_JE.dtype), k_JE, d_q_QE, input_precision="ieee")
+
+
+@triton.jit
+def _queries_kernel(
+    q, k, v, d_out, lse2, delta, d_q, scale, exponent, Q, padded, J, heads,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, d_out_batch, d_out_head, d_out_row,
+    d_q_batch, d_q_head, d_q_row,
+    E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """d_q of QUERIES queries of one head."""
+    blocks = tl.cdiv(Q, QUERIES)
+    start_q = tl.program_id(0) % blocks * QUERIES
+    index = tl.program_id(0) // blocks
+    q = _open(_head(q, index, heads, q_batch, q_head), Q, q_row, E, QUERIES, WIDTH, DESCRIBED)
+    d_out = _open(_head(d_out, index, heads, d_out_batch, d_out_head), Q, d_out_row, E, QUERIES, WIDTH, DESCRIBED)
+    k = _open(_head(k, index, heads, k_batch, k_head), J, k_row, E, KEYS, WIDTH, DESCRIBED)
+    v = _open(_head(v, index, heads, v_batch, v_head), J, v_row, E, KEYS, WIDTH, DESCRIBED)
+    q_QE = _read(q, start_q, Q, q_row, E, QUERIES, WIDTH, True, DESCRIBED)
+    d_out_QE = _read(d_out, start_q, Q, d_out_row, E, QUERIES, WIDTH, True, DESCRIBED)
+    rows = index.to(tl.int64) * padded + start_q + tl.arange(0, QUERIES)
+    lse2_Q = tl.load(lse2 + rows)
+    delta_Q = tl.load(delta + rows)
+    d_q_QE = tl.zeros([QUERIES, WIDTH], tl.float32)
+    whole = J // KEYS * KEYS
+    for start in tl.range(0, whole, KEYS, warp_specialize=SPECIALISED, num_stages=STAGES):
+        d_q_QE = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, False, DESCRIBED,
+        )  # fmt: skip
+    if whole < J:
+        d_q_QE = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, whole, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, True, DESCRIBED,
+        )  # fmt: skip
+    _write(_head(d_q, index, heads, d_q_batch, d_q_head), d_q_QE * scale, start_q, Q, d_q_row, E, QUERIES, WIDTH)
+
+
+# ---- host -------------------------------------------------------------------------------------------------------------
+
+_TILINGS = {
+    "default": Tilings(
+        forward=Tiling(own=128, other=64, warps=4, stages=3),
+        keys=Tiling(own=64, other=64, warps=4, stages=2),
+        queries=Tiling(own=64, other=64, warps=4, stages=2),
+    ),
+}
+
+
+def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ) -> None:
+    _check(q_BHQE, scale)
+    tilings = _tilings(q_BHQE)
+    q_BHQE, k_BHJE, v_BHJE = map(_rows_together, (q_BHQE, k_BHJE, v_BHJE))
+    _run(q_BHQE, forward_launch(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tilings.forward))
+
+
+def backward(
+    d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale, d_q_BHQE, d_k_BHJE, d_v_BHJE
+) -> None:
+    _check(q_BHQE, scale)
+    tilings = _tilings(q_BHQE)
+    d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE = map(_rows_together, (d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE))
+    lse2, delta = constants = _constants_of(q_BHQE)
+    d_lse_BHQ = None if d_lse_BHQ is None else d_lse_BHQ.contiguous()
+    inputs = (q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta)
+    _run(
+        q_BHQE,
+        constants_launch(out_BHQE, d_out_BHQE, lse_BHQ.contiguous(), d_lse_BHQ, *constants),
+        keys_launch(*inputs, scale, d_k_BHJE, d_v_BHJE, tilings.keys),
+        queries_launch(*inputs, scale, d_q_BHQE, tilings.queries),
+    )
+
+
+def forward_launch(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tiling: Tiling) -> Launch:
+    batch, heads, queries, _ = q_BHQE.shape
+    arguments = {
+        "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "out": out_BHQE, "lse": lse_BHQ, "exponent": scale * _LOG2_E,
+        "Q": queries, "J": k_BHJE.shape[2], "heads": heads,
+        **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, out=out_BHQE),
+        **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE),
+    }  # fmt: skip
+    return _launch(_forward_kernel, batch * heads * triton.cdiv(queries, tiling.own), arguments, tiling)
+
+
+def constants_launch(out_BHQE, d_out_BHQE, lse_BHQ, d_lse_BHQ, lse2, delta) -> Launch:
+    batch, heads, queries, width = out_BHQE.shape
+    arguments = {
+        "out": out_BHQE, "d_out": d_out_BHQE, "lse": lse_BHQ, "d_lse": d_lse_BHQ, "lse2": lse2, "delta": delta,
+        "Q": queries, "padded": lse2.shape[-1], "heads": heads, **_strides(out=out_BHQE, d_out=d_out_BHQE),
+        "E": width, "WIDTH": _padded_width(width), "QUERIES": _PADDING,
+    }  # fmt: skip
+    grid = batch * heads * (lse2.shape[-1] // _PADDING)
+    return Launch(kernel=_constants_kernel, grid=(grid,), arguments=arguments, num_warps=4, num_stages=1)
+
+
+def keys_launch(q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta, scale, d_k_BHJE, d_v_BHJE, tiling: Tiling) -> Launch:
+    batch, heads, queries, _ = q_BHQE.shape
+    assert d_k_BHJE.stride() == d_v_BHJE.stride(), "operator.py allocates the two alike"
+    arguments = {
+        "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "d_out": d_out_BHQE, "lse2": lse2, "delta": delta,
+        "d_k": d_k_BHJE, "d_v": d_v_BHJE, "scale": scale, "exponent": scale * _LOG2_E,
+        "Q": queries, "padded": lse2.shape[-1], "J": k_BHJE.shape[2], "heads": heads,
+        **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE, d_k=d_k_BHJE),
+        **_tile("KEYS", "QUERIES", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE),
+    }  # fmt: skip
+    return _launch(_keys_kernel, batch * heads * triton.cdiv(k_BHJE.shape[2], tiling.own), arguments, tiling)
+
+
+def queries_launch(q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta, scale, d_q_BHQE, tiling: Tiling) -> Launch:
+    batch, heads, queries, _ = q_BHQE.shape
+    arguments = {
+        "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "d_out": d_out_BHQE, "lse2": lse2, "delta": delta,
+        "d_q": d_q_BHQE, "scale": scale, "exponent": scale * _LOG2_E,
+        "Q": queries, "padded": lse2.shape[-1], "J": k_BHJE.shape[2], "heads": heads,
+        **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE, d_q=d_q_BHQE),
+        **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE),
+    }  # fmt: skip
+    return _launch(_queries_kernel, batch * heads * triton.cdiv(queries, tiling.own), arguments, tiling)
+
+
+def _launch(kernel, programs: int, arguments: dict, tiling: Tiling) -> Launch:
+    return Launch(
+        kernel=kernel, grid=(programs,), arguments=arguments, num_warps=tiling.warps, num_stages=tiling.stages
+    )
+
+
+def _strides(**tensors: Tensor) -> dict[str, int]:
+    names = ("batch", "head", "row")
+    return {
+        f"{name}_{axis}": stride
+        for name, tensor in tensors.items()
+        for axis, stride in zip(names, tensor.stride(), strict=False)
+    }
+
+
+def _tile(own: str, other: str, tiling: Tiling, *tensors: Tensor) -> dict:
+    width = tensors[0].shape[-1]
+    return {
+        "E": width, "WIDTH": _padded_width(width), own: tiling.own, other: tiling.other,
+        "DESCRIBED": all(map(_is_describable, tensors)),
+        "SPECIALISED": tiling.specialised, "STAGES": tiling.stages,
+    }  # fmt: skip
+
+
+def _padded_width(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))  # the smallest matrix product takes 16
+
+
+def _is_describable(tensor_BHSE: Tensor) -> bool:
+    """Whether the copy engine takes it: 16-byte address and strides, rows apart from each other."""
+    size = tensor_BHSE.element_size()
+    return (
+        tensor_BHSE.data_ptr() % 16 == 0
+        and tensor_BHSE.stride(2) > 0
+        and all(stride * size % 16 == 0 for stride in tensor_BHSE.stride()[:3])
+    )
+
+
+def _rows_together(tensor_BHSE: Tensor) -> Tensor:
+    """With the last stride 1: the kernels read whole rows."""
+    return tensor_BHSE if tensor_BHSE.stride(3) == 1 else tensor_BHSE.contiguous()
+
+
+def _constants_of(q_BHQE: Tensor) -> Tensor:
+    batch, heads, queries, _ = q_BHQE.shape
+    padded = triton.cdiv(queries, _PADDING) * _PADDING
+    return q_BHQE.new_empty(2, batch * heads, padded, dtype=torch.float32)
+
+
+def _check(q_BHQE: Tensor, scale: float) -> None:
+    width = q_BHQE.shape[-1]
+    if width > _WIDEST:
+        raise ValueError(
+            f"joint_attention gpu_triton: head width {width}; allowed: up to {_WIDEST}; choose the backend reference"
+        )
+    if not scale > 0:
+        raise ValueError(
+            f"joint_attention gpu_triton: scale {scale}; allowed: above 0, since the running maximum is taken before"
+            " scaling; choose the backend reference"
+        )
+
+
+def _tilings(q_BHQE: Tensor) -> Tilings:
+    return _TILINGS["default"]
+
+
+def _run(beside: Tensor, *launches: Launch) -> None:
+    """On the tensors' device; descriptors are written to memory that Triton asks us for."""
+    triton.set_allocator(lambda size, _alignment, _stream: beside.new_empty(size, dtype=torch.int8))
+    with torch.cuda.device_of(beside):
+        for launch in launches:
+            launch.run()
+
+
+joint_attention = operator("gpu_triton", forward, backward)
