@@ -85,7 +85,7 @@ def _backward(
 
 
 def forward_config(width: int) -> Config:
-    return Config(rows=max(1, 1024 // triton.next_power_of_2(width)), warps=1 if width <= 4096 else 8)
+    return Config(rows=max(1, 1024 // triton.next_power_of_2(width)), warps=2 if width <= 4096 else 8)
 
 
 def backward_config(width: int) -> Config:
