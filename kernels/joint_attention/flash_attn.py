@@ -1,4 +1,4 @@
-"""Joint attention by Dao-AILab's flash-attn: generation 2, 3 on sm_90, 4 on sm_100, whichever is newest and here.
+"""Joint attention by Dao-AILab's flash-attn: generation 2, 3 or 4 on sm_90, 4 on sm_100, whichever is here.
 
 Its own sums are asked for in a fixed order (`deterministic`).
 """

@@ -39,8 +39,11 @@ environment() {
 
 build() { CONTENTV_CUDA=1 "$PYTHON" csrc/build_cuda.py; }
 
+# Most of it is compiling, which several processes share where pytest-xdist is there.
 correctness() {
-    "$PYTHON" -m pytest tests/kernels -m "not slow" --maxfail=60 --tb=short -rfE -p no:cacheprovider
+    local several=()
+    "$PYTHON" -c "import xdist" 2> /dev/null && several=(-n "$(( $(nproc) < 12 ? $(nproc) : 12 ))")
+    "$PYTHON" -m pytest tests/kernels -m "not slow" "${several[@]}" --maxfail=60 --tb=short -rfE -p no:cacheprovider
 }
 
 # Small cases only: memcheck is some 10 to 50 times slower, racecheck more. Without torch's cache of memory an access
@@ -58,9 +61,9 @@ sanitize() {
     return $status
 }
 
-triton() { "$PYTHON" tests/benchmarks/sweep_triton.py --out "$OUT"; }
+triton() { "$PYTHON" tests/benchmarks/sweep_triton.py --out "$OUT/triton.json"; }
 
-attention() { "$PYTHON" tests/benchmarks/sweep_attention.py --out "$OUT"; }
+attention() { "$PYTHON" tests/benchmarks/sweep_attention.py --out "$OUT/attention.json"; }
 
 kernels() {
     local status=0
