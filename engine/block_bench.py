@@ -66,8 +66,8 @@ class BlockMeasurement:
 def measure_block(wanted: BlockBenchmark) -> BlockMeasurement:
     """Builds the block on the present device with random weights and tokens, and times it."""
     mesh = build_mesh(ParallelConfig())
-    kernels = choose(mesh.device.type, wanted.wish)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted.precision]
+    kernels = choose(mesh.device.type, wanted.wish, dtype=dtype)
     with mesh.device:
         block = Block(wanted.model, LayerFactory(mesh, dtype), kernels, layer=0)
         for parameter in block.parameters():

@@ -27,6 +27,7 @@ from .sampling import (
     sample_latents,
     untrained_model,
 )
+from .session import DTYPES
 
 ProgressFactory = Callable[[str, int, str], Callable[[int], None]]
 """(title, total, unit) -> function taking how many are done."""
@@ -136,7 +137,7 @@ def _losses(folder: Path) -> dict[int, tuple[float, float, float]]:
 def _probe(found: Checkpoint, kind: WeightsKind, mesh: Mesh, splits: dict[str, ShardDataset], progress):
     """Probe losses, by split, of the trained and of the untrained model."""
     stored = found.verify(mesh)
-    kernels = choose_like(mesh.device.type, found.facts.kernels)
+    kernels = choose_like(mesh.device.type, found.facts.kernels, dtype=DTYPES[found.config.trainer.precision])
     batch = found.config.trainer.micro_batch
     results = []
     for title, model in (

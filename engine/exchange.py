@@ -32,7 +32,7 @@ def export_run(run: str | Path, folder: str | Path, kind: Literal["ema", "raw"])
     mesh = build_mesh(ParallelConfig())
     stored = found.verify(mesh)
     dtype = DTYPES["fp32" if kind == "ema" else found.config.trainer.precision]
-    model = build(found.config.model, mesh, choose(mesh.device.type), dtype=dtype)
+    model = build(found.config.model, mesh, choose(mesh.device.type, dtype=dtype), dtype=dtype)
     checkpoint.load_weights(stored, model, averaged=kind == "ema")
     model.save_pretrained(folder)
     return found.config.model

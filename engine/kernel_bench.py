@@ -170,7 +170,7 @@ def _candidates(op: str, wanted: KernelBenchmark) -> dict[str, Callable[[], Call
     there = {
         name: backend.load
         for (each, name), backend in TABLE.items()
-        if each == op and backend.refuses(wanted.device.type) is None
+        if each == op and backend.refuses(wanted.device.type, wanted.dtype) is None
     }
     # An optimizer's lists are no graph worth compiling anew for every case, and attention's loop over blocks unrolls.
     if op not in ("adamw", "gradient_norm", "joint_attention"):

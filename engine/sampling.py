@@ -113,7 +113,8 @@ def open_run(found: Checkpoint, kind: WeightsKind) -> SampleSource:
             f"{found.folder} was trained with codec {found.facts.codec_identity[:12]}, but its folder {CODEC_FOLDER} "
             f"holds {codec.identity[:12]}: restore it"
         )
-    model = load_model(found, stored, mesh, choose_like(mesh.device.type, found.facts.kernels), kind)
+    kernels = choose_like(mesh.device.type, found.facts.kernels, dtype=DTYPES[found.config.trainer.precision])
+    model = load_model(found, stored, mesh, kernels, kind)
     return SampleSource(model=model, flow=found.config.flow, codec=codec, text=text, clip_size=found.facts.clip_size)
 
 

@@ -4,9 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+import torch
+
 
 def _never() -> None:
     return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +21,7 @@ class Backend:
 
     op: str
     name: str
-    """reference, or the file beside the contract: cpu_native, gpu_triton, gpu_cuda, npu_ascend, vendor."""
+    """reference, or the file beside the contract: cpu_native, gpu_triton, gpu_cuda, npu_ascend, or a vendor's."""
     devices: tuple[str, ...]
     """Device types it runs on."""
     load: Callable[[], Callable]
@@ -23,10 +29,17 @@ class Backend:
     imported."""
     refusal: Callable[[], str | None] = _never
     """None if this machine can run it, else the reason why not, in words for the start-up table."""
+    dtypes: tuple[torch.dtype, ...] = ()
+    """What it computes in, where that is less than its contract; empty: everything."""
 
     @classmethod
     def beside(
-        cls, contract: str, name: str, devices: tuple[str, ...], refusal: Callable[[], str | None] = _never
+        cls,
+        contract: str,
+        name: str,
+        devices: tuple[str, ...],
+        refusal: Callable[[], str | None] = _never,
+        dtypes: tuple[torch.dtype, ...] = (),
     ) -> "Backend":
         """The backend in file `name`.py of the package `contract`; its function has the operation's name."""
         op = contract.rpartition(".")[2]
@@ -34,10 +47,13 @@ class Backend:
         def load() -> Callable:
             return getattr(import_module(f"{contract}.{name}"), op)
 
-        return cls(op=op, name=name, devices=devices, load=load, refusal=refusal)
+        return cls(op=op, name=name, devices=devices, load=load, refusal=refusal, dtypes=dtypes)
 
-    def refuses(self, device: str) -> str | None:
-        """Why it cannot run on this device type here; None if it can."""
+    def refuses(self, device: str, dtype: torch.dtype | None = None) -> str | None:
+        """Why it cannot run on this device type here, on tensors of this dtype (None: of those it takes); None if it
+        can."""
         if device not in self.devices:
             return f"runs on {', '.join(self.devices)}, not on {device}"
+        if dtype is not None and self.dtypes and dtype not in self.dtypes:
+            return f"computes in {', '.join(map(_short, self.dtypes))}, not in {_short(dtype)}"
         return self.refusal()

@@ -24,10 +24,14 @@ DEVICE_TYPES = ("cpu", "cuda", "npu")
 
 Ranks = Mapping[str, Mapping[str, tuple[str, ...]]]
 
-_MULTI_TENSOR = ("gradient_norm", "adamw")
-_CPU = {op: ("cpu_native", "reference") for op in OPERATIONS}
+_CPU = {op: ("cpu_native", "reference") for op in OPERATIONS} | {
+    "joint_attention": ("cpu_native", "sdpa_flash_cpu", "reference"),
+    "adamw": ("cpu_native", "torch_fused", "reference"),
+}
 _CUDA = {op: ("gpu_triton", "reference") for op in OPERATIONS} | {
-    op: ("gpu_cuda", "gpu_triton", "reference") for op in _MULTI_TENSOR
+    "joint_attention": ("sdpa_cudnn", "gpu_triton", "flash_attn", "sdpa_flash", "reference"),
+    "gradient_norm": ("gpu_cuda", "gpu_triton", "reference"),
+    "adamw": ("gpu_cuda", "gpu_triton", "torch_fused", "apex", "reference"),
 }
 _NPU = {op: ("reference",) for op in OPERATIONS}
 

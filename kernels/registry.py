@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
+
 from . import (
     adamw,
     flow_loss,
@@ -95,18 +97,24 @@ class KernelSet:
 
 
 def choose(
-    device: str, wish: str | Mapping[str, str] = AUTO, *, table: Table = TABLE, ranks: Ranks = RANKS
+    device: str,
+    wish: str | Mapping[str, str] = AUTO,
+    *,
+    dtype: torch.dtype = torch.float32,
+    table: Table = TABLE,
+    ranks: Ranks = RANKS,
 ) -> KernelSet:
-    """The kernels for one device type.
+    """The kernels for one device type and the dtype that the model computes in.
 
     Args:
         device: "cpu", "cuda" or "npu" (a torch device's type).
         wish: "auto", one backend name for every operation, or operation -> backend name or "auto" (operations left
             out are "auto"). A former run's `KernelSet.choices()` asks for exactly its kernels.
+        dtype: of the tokens between the operations; a backend that does not take it is refused.
         table, ranks: the registry's own unless a test brings others.
 
     Raises:
-        ValueError: unknown device, operation or backend, or a backend that refuses this device or machine.
+        ValueError: unknown device, operation or backend, or a backend that refuses this device, dtype or machine.
     """
     if device not in ranks:
         raise ValueError(f"there are no kernels for device {device!r}; choose one of {', '.join(ranks)}")
@@ -119,21 +127,27 @@ def choose(
     functions: dict[str, Callable] = {}
     rows = []
     for op in OPERATIONS:
-        backend, row = _choose_one(op, device, wishes.get(op, AUTO), table, ranks)
+        backend, row = _choose_one(op, device, dtype, wishes.get(op, AUTO), table, ranks)
         functions[op] = backend.load()
         rows.append(row)
     return KernelSet(**functions, device=device, rows=tuple(rows))
 
 
-def choose_like(device: str, former: Mapping[str, str]) -> KernelSet:
+def choose_like(device: str, former: Mapping[str, str], *, dtype: torch.dtype = torch.float32) -> KernelSet:
     """A former run's kernels where they can run here, `auto` for the others: to sample or judge on another machine."""
-    there = {op: name for op, name in former.items() if (op, name) in TABLE and not TABLE[op, name].refuses(device)}
-    return choose(device, there)
+    there = {
+        op: name
+        for op, name in former.items()
+        if (op, name) in TABLE and TABLE[op, name].refuses(device, dtype) is None
+    }
+    return choose(device, there, dtype=dtype)
 
 
-def _choose_one(op: str, device: str, wish: str, table: Table, ranks: Ranks) -> tuple[Backend, Choice]:
+def _choose_one(
+    op: str, device: str, dtype: torch.dtype, wish: str, table: Table, ranks: Ranks
+) -> tuple[Backend, Choice]:
     backends = {name: backend for (each, name), backend in table.items() if each == op}
-    refusals = {name: backend.refuses(device) for name, backend in backends.items()}
+    refusals = {name: backend.refuses(device, dtype) for name, backend in backends.items()}
     willing = [name for name, reason in refusals.items() if reason is None]
     if wish == AUTO:
         ranked = [name for name in ranks[device][op] if name in willing]

@@ -3,16 +3,17 @@
 step       time and memory of a training step
 block      one MM-DiT block forward and backward, in TFLOP/s
 kernels    every backend of every operation against the device's roofline
+compile    every kernel as machine code for each chip, without a GPU
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench_block, bench_kernels, bench_step
+from . import bench_block, bench_compile, bench_kernels, bench_step
 from .command_line import call
 
-COMMANDS = (bench_step, bench_block, bench_kernels)
+COMMANDS = (bench_step, bench_block, bench_kernels, bench_compile)
 
 
 def main(argv: Sequence[str]) -> int:

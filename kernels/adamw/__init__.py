@@ -23,6 +23,7 @@ from torch import Tensor
 from ..backend import Backend
 from ..ranks import DEVICE_TYPES
 from ..toolchains import cuda_refusal, native_refusal, triton_refusal
+from ..vendors import apex_refusal
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,5 +77,7 @@ BACKENDS = (
     Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
     Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
     Backend.beside(__name__, "gpu_cuda", ("cuda",), cuda_refusal),
+    Backend.beside(__name__, "torch_fused", ("cpu", "cuda")),
+    Backend.beside(__name__, "apex", ("cuda",), apex_refusal),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..backend import Backend
 from ..ranks import DEVICE_TYPES
 from ..toolchains import native_refusal, triton_refusal
+from ..vendors import LOW, flash_attn_refusal, sdpa_cudnn_refusal, sdpa_flash_refusal
 
 
 class JointAttention(Protocol):
@@ -43,5 +44,9 @@ class JointAttention(Protocol):
 BACKENDS = (
     Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
     Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
+    Backend.beside(__name__, "sdpa_cudnn", ("cuda",), sdpa_cudnn_refusal, LOW),
+    Backend.beside(__name__, "sdpa_flash", ("cuda",), sdpa_flash_refusal, LOW),
+    Backend.beside(__name__, "sdpa_flash_cpu", ("cpu",)),
+    Backend.beside(__name__, "flash_attn", ("cuda",), flash_attn_refusal, LOW),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

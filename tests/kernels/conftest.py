@@ -62,11 +62,11 @@ def distances(result: Tensor, truth: Tensor) -> tuple[float, float]:
     return (error.norm() / truth.norm()).item(), (error.abs().max() / truth.abs().max()).item()
 
 
-def refusal(op: str, name: str) -> str | None:
-    """Why a backend cannot be tested here; None if it can."""
+def refusal(op: str, name: str, dtype: torch.dtype | None = None) -> str | None:
+    """Why a backend cannot be tested here, on tensors of this dtype; None if it can."""
     if INTERPRETED and name == "gpu_triton":
         return None
-    return TABLE[op, name].refuses(present())
+    return TABLE[op, name].refuses(present(), dtype)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def agree(poisoned):
         truth = run(oracle, inputs, differentiable, torch.float64)
         plain = run(oracle, inputs, differentiable, dtype)
         for (each, name), backend in TABLE.items():
-            if each != op or refusal(op, name):
+            if each != op or refusal(op, name, dtype):
                 continue
             if INTERPRETED and name == "gpu_triton" and not is_interpretable(inputs):
                 continue

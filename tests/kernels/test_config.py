@@ -21,12 +21,12 @@ def test_a_single_wish_overrides_the_common_one():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"backend": "triton"}, ["'triton'", "auto, reference"]),
+        ({"backend": "triton"}, ["'triton'", "auto", "gpu_triton", "reference"]),
         ({"wish": ("adamw",)}, ["'adamw'", "op=backend"]),
         ({"wish": ("=reference",)}, ["op=backend"]),
         ({"wish": ("adamw=",)}, ["op=backend"]),
         ({"wish": ("adam=reference",)}, ["'adam'", "adamw"]),
-        ({"wish": ("adamw=triton",)}, ["adamw=triton", "auto, reference"]),
+        ({"wish": ("adamw=triton",)}, ["adamw=triton", "auto", "gpu_triton", "reference"]),
         ({"wish": ("adamw=auto", "adamw=reference")}, ["adamw twice"]),
     ],
 )

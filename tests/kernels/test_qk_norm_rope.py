@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.normalization import RMSNorm
 
 from contentv.kernels.case import ODD
 from contentv.kernels.qk_norm_rope.cases import CASES, inputs
@@ -29,6 +27,8 @@ def test_agrees_with_rotation_matrices(agree, case, dtype):
 
 
 def test_agrees_with_diffusers():
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    normalization = pytest.importorskip("diffusers.models.normalization")
     arguments = inputs(ODD.but("rotated", R=ODD["E"] // 2))
     q_SBHE, k_SBHE = qk_norm_rope(**arguments)
     cos, sin = (torch.cat((table, table), dim=-1) for table in arguments["rotation"])
@@ -36,10 +36,10 @@ def test_agrees_with_diffusers():
         (q_SBHE, arguments["q_SBHE"], arguments["q_gain_E"]),
         (k_SBHE, arguments["k_SBHE"], arguments["k_gain_E"]),
     ):
-        norm = RMSNorm(ODD["E"], eps=arguments["epsilon"])
+        norm = normalization.RMSNorm(ODD["E"], eps=arguments["epsilon"])
         norm.weight.data = gain
         # -2: diffusers' name for pairs (i, i + E/2).
-        expected = apply_rotary_emb(norm(x).permute(1, 2, 0, 3), (cos, sin), use_real_unbind_dim=-2)
+        expected = embeddings.apply_rotary_emb(norm(x).permute(1, 2, 0, 3), (cos, sin), use_real_unbind_dim=-2)
         torch.testing.assert_close(got.permute(1, 2, 0, 3), expected, rtol=1e-5, atol=1e-6)
 
 

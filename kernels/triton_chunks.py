@@ -1,0 +1,61 @@
+"""Many tensors in one launch: lists of tensors of any sizes, cut into pieces that programs take one each.
+
+A table on the device says for each piece where it begins in every list and how many values it has. It is made anew for
+each call, on the host and in pinned memory, so that the host never waits: half a millisecond for a thousand tensors,
+which the device spends on what was launched before.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK = 2**16
+"""Values of a piece: few enough that a device has thousands of pieces, many enough that their table is nothing."""
+
+
+def chunk_table(*lists: Sequence[Tensor]) -> Tensor:
+    """int64 [lists + 1, pieces]: a row of addresses for each list, then the counts. Tensor i of every list has the same
+    number of values, dense in memory; those of one list have one dtype."""
+    counts = torch.tensor([tensor.numel() for tensor in lists[0]], dtype=torch.int64)
+    pieces = (counts + CHUNK - 1) // CHUNK
+    index = torch.repeat_interleave(pieces)
+    first = (torch.arange(len(index)) - (pieces.cumsum(0) - pieces)[index]) * CHUNK
+    rows = []
+    for tensors in lists:
+        addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
+        rows.append(addresses[index] + first * tensors[0].element_size())
+    table = torch.stack([*rows, (counts[index] - first).clamp(max=CHUNK)])
+    device = lists[0][0].device
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+
+
+def kind_of(tensor: Tensor) -> tl.dtype:
+    """Triton's name for a tensor's dtype."""
+    return _KINDS[tensor.dtype]
+
+
+_KINDS = {
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+@triton.jit
+def places(pointer, offsets, ALIGNED: tl.constexpr):
+    """pointer + offsets. ALIGNED says that pointer is a multiple of 16 bytes: Triton cannot know that of an address out
+    of a table, and heeds it only where a block of pointers is made."""
+    result = pointer + offsets
+    if ALIGNED:
+        result = tl.multiple_of(result, 16)
+    return result
+
+
+@triton.jit
+def piece_of(table, row, pieces, KIND: tl.constexpr):
+    """Where a piece begins in the list of this row."""
+    return tl.load(table + row * pieces + tl.program_id(0)).to(tl.pointer_type(KIND))
