@@ -237,15 +237,12 @@ def launches(inputs: tuple, scale: float, known: dict | None):
 
     def launch_of(kernel: str, candidate: tuple):
         own, other, warps, stages, described, ahead = candidate
-        tiling = gpu_triton.Tiling(own=own, other=other, warps=warps, stages=stages, ahead=ahead)
+        tiling = gpu_triton.Tiling(own=own, other=other, warps=warps, stages=stages, described=described, ahead=ahead)
         if kernel == "forward":
-            launch = gpu_triton.forward_launch(q, k, v, scale, results["out"], results["lse"], tiling)
-        elif kernel == "keys":
-            launch = gpu_triton.keys_launch(q, k, v, d_out, lse2, delta, scale, results["d_k"], results["d_v"], tiling)
-        else:
-            launch = gpu_triton.queries_launch(q, k, v, d_out, lse2, delta, scale, results["d_q"], tiling)
-        launch.arguments["DESCRIBED"] = described
-        return launch
+            return gpu_triton.forward_launch(q, k, v, scale, results["out"], results["lse"], tiling)
+        if kernel == "keys":
+            return gpu_triton.keys_launch(q, k, v, d_out, lse2, delta, scale, results["d_k"], results["d_v"], tiling)
+        return gpu_triton.queries_launch(q, k, v, d_out, lse2, delta, scale, results["d_q"], tiling)
 
     return launch_of, results
 
