@@ -55,13 +55,13 @@ def main() -> None:
     for kernel in CANDIDATES:
         for candidate in sweep.candidates(kernel):
             sweep.step(f"check {kernel} {candidate}", lambda k=kernel, c=candidate: sweep.check(k, c))
-    if options.flex:
-        sweep.step("flex", lambda: sweep.rival("flex"))
     for name in ("cudnn", "flash", "ours"):
         sweep.step(name, lambda name=name: sweep.rival(name))
     for kernel in CANDIDATES:
         for candidate in sweep.candidates(kernel):
             sweep.step(f"time {kernel} {candidate}", lambda k=kernel, c=candidate: sweep.time(k, c))
+    if options.flex:
+        sweep.step("flex", lambda: sweep.rival("flex"))
     sweep.summary()
 
 
