@@ -28,7 +28,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _WIDEST = 128
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_PADDING = 128
+_PADDING = 256
 """The constants of queries are stored for a multiple of this many queries: no block of them is larger."""
 _CONSTANTS_BLOCK = 64
 
