@@ -129,6 +129,19 @@ def runs(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
     return fill
 
 
+KINDS = (
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float32),
+)
+"""(tokens, rows of modulation, gains or biases): the dtypes that training comes with."""
+
+
+def on_meta(kind: torch.dtype, *shape: int) -> Tensor:
+    """A tensor without memory, to make a launch with that is only compiled."""
+    return torch.empty(shape, dtype=kind, device="meta")
+
+
 def compilations(config: str, launches: Iterable[Launch]) -> tuple[Compilation, ...]:
     """What Triton compiles for these launches; nothing where kernels are interpreted."""
     return tuple(launch.compilation(config) for launch in launches if hasattr(launch.kernel, "params"))

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 2**16
-"""Values of a piece: few enough that a device has thousands of them, many enough that the table is nothing beside them."""
+"""Values of a piece: few enough that a device has thousands of pieces, many enough that their table is nothing."""
 
 
 def chunk_table(*lists: Sequence[Tensor]) -> Tensor:
@@ -43,6 +43,16 @@ _KINDS = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
+
+
+@triton.jit
+def places(pointer, offsets, ALIGNED: tl.constexpr):
+    """pointer + offsets. ALIGNED says that pointer is a multiple of 16 bytes: Triton cannot know that of an address out
+    of a table, and heeds it only where a block of pointers is made."""
+    result = pointer + offsets
+    if ALIGNED:
+        result = tl.multiple_of(result, 16)
+    return result
 
 
 @triton.jit

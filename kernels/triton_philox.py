@@ -1,9 +1,9 @@
 """Philox4x32-10 and its normals inside a Triton kernel, by the formulas of philox.py.
 
 Triton brings the generator itself; its words are those of the paper, and tests hold them against philox.py bit by bit.
-Logarithm and cosine are taken in fp64 and rounded to fp32 once: the fp32 ones of a GPU are approximations, near 1 and near
-the cosine's zeros far beyond 4 ULP. The cosine is written out because Triton's fp64 cosine needs memory of its own for
-arguments that do not occur here.
+Logarithm and cosine are taken in fp64 and rounded to fp32 once: the fp32 ones of a GPU are approximations, near 1 and
+near the cosine's zeros far beyond 4 ULP. The cosine is written out because Triton's fp64 cosine needs memory of its own
+for arguments that do not occur here.
 """
 
 import math

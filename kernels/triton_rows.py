@@ -80,14 +80,11 @@ def _sum_partials(partials, first, second, third, programs, values, ROWS: tl.con
         place = row.to(tl.int64)[:, None] * values + column[None, :]
         total += tl.load(start + place, mask=(row < programs)[:, None] & there[None, :], other=0.0)
     sums = tl.sum(total, axis=0)
-    if which == 0:
-        tl.store(first + column, sums.to(first.dtype.element_ty), mask=there)
+    tl.store(first + column, sums.to(first.dtype.element_ty), mask=there & (which == 0))
     if second is not None:
-        if which == 1:
-            tl.store(second + column, sums.to(second.dtype.element_ty), mask=there)
+        tl.store(second + column, sums.to(second.dtype.element_ty), mask=there & (which == 1))
     if third is not None:
-        if which == 2:
-            tl.store(third + column, sums.to(third.dtype.element_ty), mask=there)
+        tl.store(third + column, sums.to(third.dtype.element_ty), mask=there & (which == 2))
 
 
 @triton.jit
@@ -136,7 +133,7 @@ def row_sums(first, second):
 
 
 @triton.jit
-def row_moments(first, second, there, epsilon, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+def row_moments(first, second, epsilon, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
     """Mean and reciprocal deviation of each row, [ROWS, 1]. The squares are of what lies apart from the mean: the
     difference of two large sums would lose a small variance."""
     mean = row_sums(first, second) / WIDTH

@@ -1,19 +1,20 @@
 """adamw in Triton: all tensors of a group in one launch, a program for each piece.
 
-The distributed optimizer hands over slices of flat buffers that begin anywhere. A piece whose every address is a multiple
-of 16 bytes takes the path of 16-byte loads, the others one value at a time.
+The distributed optimizer hands over slices of flat buffers that begin anywhere. A piece whose every address is a
+multiple of 16 bytes takes the path of 16-byte loads, the others one value at a time.
 
 Bytes for each value: master, both moments and the average read and written, the gradient read, the copy written.
 """
 
 from collections.abc import Iterator, Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compilation import Config, Launch, compilations, runs
-from ..triton_chunks import chunk_table, kind_of, piece_of
+from ..compilation import Compilation, Config, Launch, compilations, on_meta, runs
+from ..triton_chunks import chunk_table, kind_of, piece_of, places
 from .operator import operator
 
 
@@ -21,42 +22,44 @@ from .operator import operator
 def _update_block(
     master, gradient, moment1, moment2, ema, copy, place, there, factor, decay, beta1_rest, beta2, beta2_rest,
     root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA: tl.constexpr, HAS_COPY: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    g = tl.load(gradient + place, mask=there).to(tl.float32) * factor
-    value = tl.load(master + place, mask=there) * decay
-    first = tl.load(moment1 + place, mask=there)
-    second = tl.load(moment2 + place, mask=there)
+    g = tl.load(places(gradient, place, ALIGNED), mask=there).to(tl.float32) * factor
+    value = tl.load(places(master, place, ALIGNED), mask=there) * decay
+    first = tl.load(places(moment1, place, ALIGNED), mask=there)
+    second = tl.load(places(moment2, place, ALIGNED), mask=there)
     first += (g - first) * beta1_rest
     second = second * beta2 + beta2_rest * g * g
     denominator = tl.div_rn(tl.sqrt_rn(second), root_correction2) + epsilon
     value -= rate * tl.div_rn(first, denominator)
-    tl.store(moment1 + place, first, mask=there)
-    tl.store(moment2 + place, second, mask=there)
-    tl.store(master + place, value, mask=there)
+    tl.store(places(moment1, place, ALIGNED), first, mask=there)
+    tl.store(places(moment2, place, ALIGNED), second, mask=there)
+    tl.store(places(master, place, ALIGNED), value, mask=there)
     if HAS_EMA:
-        average = tl.load(ema + place, mask=there)
-        tl.store(ema + place, average * ema_decay + value * ema_rest, mask=there)
+        average = tl.load(places(ema, place, ALIGNED), mask=there)
+        tl.store(places(ema, place, ALIGNED), average * ema_decay + value * ema_rest, mask=there)
     if HAS_COPY:
-        tl.store(copy + place, value.to(copy.dtype.element_ty), mask=there)
+        tl.store(places(copy, place, ALIGNED), value.to(copy.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _update_piece(
     master, gradient, moment1, moment2, ema, copy, count, factor, decay, beta1_rest, beta2, beta2_rest,
     root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA: tl.constexpr, HAS_COPY: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     place = tl.arange(0, BLOCK)
     whole = count // BLOCK * BLOCK
     for begin in range(0, whole, BLOCK):  # without a mask, which would take the 16-byte loads away
         _update_block(
             master, gradient, moment1, moment2, ema, copy, begin + place, None, factor, decay, beta1_rest, beta2,
-            beta2_rest, root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA, HAS_COPY,
+            beta2_rest, root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA, HAS_COPY, ALIGNED,
         )  # fmt: skip
     if whole < count:
         _update_block(
             master, gradient, moment1, moment2, ema, copy, whole + place, whole + place < count, factor, decay,
             beta1_rest, beta2, beta2_rest, root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA, HAS_COPY,
+            False,
         )  # fmt: skip
 
 
@@ -80,19 +83,18 @@ def _update(
     factor = tl.load(clip_factor).to(tl.float32)
     if addresses % 16 == 0:
         _update_piece(
-            tl.multiple_of(master, 16), tl.multiple_of(gradient, 16), tl.multiple_of(moment1, 16),
-            tl.multiple_of(moment2, 16), tl.multiple_of(ema, 16), tl.multiple_of(copy, 16), count, factor, decay,
-            beta1_rest, beta2, beta2_rest, root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA, HAS_COPY,
-            BLOCK,
+            master, gradient, moment1, moment2, ema, copy, count, factor, decay, beta1_rest, beta2, beta2_rest,
+            root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA, HAS_COPY, True, BLOCK,
         )  # fmt: skip
     else:
         _update_piece(
             master, gradient, moment1, moment2, ema, copy, count, factor, decay, beta1_rest, beta2, beta2_rest,
-            root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA, HAS_COPY, BLOCK,
+            root_correction2, epsilon, rate, ema_decay, ema_rest, HAS_EMA, HAS_COPY, False, BLOCK,
         )  # fmt: skip
 
 
-CONFIG = Config(rows=1, columns=1024, warps=4)
+CONFIG = Config(rows=1, columns=1024, warps=8)
+"""Four values a thread: with eight, which bfloat16 would like, fp32 stores would have to change hands before."""
 
 
 def update(
@@ -119,3 +121,19 @@ def update(
 
 
 adamw = operator("gpu_triton", runs(update))
+
+
+def _compiled(gradient: torch.dtype, copy: torch.dtype | None) -> Iterator[Compilation]:
+    state, there = [on_meta(torch.float32, 9728, 2432)], on_meta(torch.float32)
+    gradients, copies = [on_meta(gradient, 9728, 2432)], [on_meta(copy, 9728, 2432)] if copy else []
+    for emas in (state, []):
+        label = f"gradients {gradient}, copies {copy}" + (", average" if emas else "")
+        numbers = (1e-4, 0.9, 0.95, 1e-8, 0.1, 7, 0.999)
+        yield from compilations(label, update(state, gradients, state, state, emas, copies, there, *numbers))
+
+
+COMPILED = tuple(
+    each
+    for kinds in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float32, None))
+    for each in _compiled(*kinds)
+)

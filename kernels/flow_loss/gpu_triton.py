@@ -3,7 +3,8 @@
 A program holds a block of one sample's tokens with all their values. In forward it visits every so-manieth block and
 leaves one partial sum; a second kernel adds a sample's partial sums in a fixed order and weighs them.
 
-Bytes: forward reads velocity and, of the latents, what its tokens speak of; backward reads the same and writes d_velocity.
+Bytes: forward reads velocity and, of the latents, what its tokens speak of; backward reads the same and writes
+d_velocity.
 """
 
 from collections.abc import Iterator
@@ -12,14 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ..compilation import Config, Launch, compilations, runs
+from ..compilation import Compilation, Config, Launch, compilations, on_meta, runs
 from ..triton_rows import programs_sharing, strides
 from .operator import operator
 
 
 @triton.jit
 def _errors(
-    velocity, x0, noise, batch, token, value, there, first_token, rows, columns, velocity_s, velocity_p, x0_c, x0_f,
+    velocity, x0, noise, token, value, there, first_token, rows, columns, velocity_s, velocity_p, x0_c, x0_f,
     x0_y, x0_x, noise_c, noise_f, noise_y, noise_x, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """velocity - (noise - x0) of a block of tokens [ROWS, 1] and values [1, COLUMNS]; 0 where nothing is. The pointers
@@ -50,7 +51,7 @@ def _forward(
     for begin in range(program * ROWS, tokens, programs * ROWS):
         token = begin + tl.arange(0, ROWS)[:, None]
         error = _errors(
-            velocity + batch * velocity_b, x0 + batch * x0_b, noise + batch * noise_b, batch, token, value,
+            velocity + batch * velocity_b, x0 + batch * x0_b, noise + batch * noise_b, token, value,
             (token < tokens) & (value < 4 * CHANNELS), first_token, rows, columns, velocity_s, velocity_p, x0_c, x0_f,
             x0_y, x0_x, noise_c, noise_f, noise_y, noise_x, CHANNELS,
         )  # fmt: skip
@@ -80,7 +81,7 @@ def _backward(
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     there = (token < tokens) & (value < 4 * CHANNELS)
     error = _errors(
-        velocity + batch * velocity_b, x0 + batch * x0_b, noise + batch * noise_b, batch, token, value, there,
+        velocity + batch * velocity_b, x0 + batch * x0_b, noise + batch * noise_b, token, value, there,
         first_token, rows, columns, velocity_s, velocity_p, x0_c, x0_f, x0_y, x0_x, noise_c, noise_f, noise_y, noise_x,
         CHANNELS,
     )  # fmt: skip
@@ -143,7 +144,9 @@ def backward(
 def _shared_arguments(velocity_SBP, x0_BCFYX, noise_BCFYX, first_token: int, block: int) -> dict:
     tokens, samples, values = velocity_SBP.shape
     _, channels, _frames, rows, columns = x0_BCFYX.shape
-    assert values == 4 * channels, f"tokens have {values} values; patches of 2 x 2 with {channels} channels have four each"
+    assert values == 4 * channels, (
+        f"tokens have {values} values; patches of 2 x 2 with {channels} channels have four each"
+    )
     return {
         "velocity": velocity_SBP, "x0": x0_BCFYX, "noise": noise_BCFYX, "tokens": tokens, "samples": samples,
         "first_token": first_token, "rows": rows, "columns": columns,
@@ -153,3 +156,13 @@ def _shared_arguments(velocity_SBP, x0_BCFYX, noise_BCFYX, first_token: int, blo
 
 
 flow_loss = operator("gpu_triton", runs(forward), runs(backward))
+
+
+def _compiled(kind: torch.dtype) -> Iterator[Compilation]:
+    velocity_SBP, x0_BCFYX = on_meta(kind, 41472, 1, 64), on_meta(kind, 1, 16, 32, 54, 96)
+    value_B, given = on_meta(torch.float32, 1), (velocity_SBP, x0_BCFYX, x0_BCFYX)
+    yield from compilations(f"C 16, {kind}", forward(*given, value_B, 0, value_B))
+    yield from compilations(f"C 16, {kind}", backward(value_B, *given, value_B, 0, velocity_SBP))
+
+
+COMPILED = tuple(each for kind in (torch.bfloat16, torch.float32) for each in _compiled(kind))

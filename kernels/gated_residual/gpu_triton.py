@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..compilation import Config, Launch, compilations, runs
+from ..compilation import KINDS, Compilation, Config, Launch, compilations, on_meta, runs
 from ..triton_rows import programs_sharing, strides, sum_partials
 from .operator import operator
 
@@ -62,7 +62,7 @@ def forward_config(width: int) -> Config:
 
 
 def backward_config(width: int) -> Config:
-    return Config(rows=8, columns=min(512, triton.next_power_of_2(width)), warps=4, programs=8)
+    return Config(rows=4, columns=min(512, triton.next_power_of_2(width)), warps=4, programs=8)
 
 
 def forward(x_SBD, gate_BD, update_SBD, out_SBD, config: Config | None = None) -> Iterator[Launch]:
@@ -80,9 +80,7 @@ def forward(x_SBD, gate_BD, update_SBD, out_SBD, config: Config | None = None) -
     )  # fmt: skip
 
 
-def backward(
-    d_out_SBD, gate_BD, update_SBD, d_gate_BD, d_update_SBD, config: Config | None = None
-) -> Iterator[Launch]:
+def backward(d_out_SBD, gate_BD, update_SBD, d_gate_BD, d_update_SBD, config: Config | None = None) -> Iterator[Launch]:
     tokens, samples, width = update_SBD.shape
     config = config or backward_config(width)
     blocks = triton.cdiv(width, config.columns)
@@ -103,3 +101,13 @@ def backward(
 
 
 gated_residual = operator("gpu_triton", runs(forward), runs(backward))
+
+
+def _compiled(kind: torch.dtype, rows: torch.dtype) -> Iterator[Compilation]:
+    x_SBD, row_BD = on_meta(kind, 41472, 1, 2432), on_meta(rows, 1, 2432)
+    label = f"D 2432, {kind}, rows {rows}"
+    yield from compilations(label, forward(x_SBD, row_BD, x_SBD, x_SBD))
+    yield from compilations(label, backward(x_SBD, row_BD, x_SBD, row_BD, x_SBD))
+
+
+COMPILED = tuple(each for kinds in KINDS for each in _compiled(*kinds))

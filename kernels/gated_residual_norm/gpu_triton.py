@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..compilation import Config, Launch, compilations, runs
+from ..compilation import KINDS, Compilation, Config, Launch, compilations, on_meta, runs
 from ..triton_rows import (
     load_row,
     load_rows,
@@ -50,7 +50,7 @@ def _forward(
     second = (second + factor_tail * added_tail).to(kind).to(tl.float32)
     place = row * samples + sample
     store_rows(out + place * WIDTH, first, second, there, WIDTH, HEAD, TAIL)
-    row_mean, row_reciprocal = row_moments(first, second, there, epsilon, WIDTH, HEAD, TAIL)
+    row_mean, row_reciprocal = row_moments(first, second, epsilon, WIDTH, HEAD, TAIL)
     tl.store(mean + place, row_mean, mask=there)
     tl.store(reciprocal + place, row_reciprocal, mask=there)
     scale_first, scale_second = load_row(scale + sample * scale_b, scale_d, WIDTH, HEAD, TAIL)
@@ -160,3 +160,16 @@ def backward(
 
 
 gated_residual_norm = operator("gpu_triton", runs(forward), runs(backward))
+
+
+def _compiled(kind: torch.dtype, rows: torch.dtype) -> Iterator[Compilation]:
+    x_SBD, row_BD = on_meta(kind, 41472, 1, 2432), on_meta(rows, 1, 2432)
+    value_SB, label = on_meta(torch.float32, 41472, 1), f"D 2432, {kind}, rows {rows}"
+    rows_BD, moments = (row_BD,) * 2, (value_SB,) * 2
+    yield from compilations(label, forward(x_SBD, row_BD, x_SBD, *rows_BD, 1e-6, x_SBD, x_SBD, *moments))
+    given = (x_SBD, row_BD, x_SBD, row_BD, *moments, x_SBD, row_BD, x_SBD, *rows_BD)
+    yield from compilations(label, backward(x_SBD, x_SBD, *given))
+    yield from compilations(f"{label}, out unused", backward(None, x_SBD, *given))
+
+
+COMPILED = tuple(each for kinds in KINDS for each in _compiled(*kinds))

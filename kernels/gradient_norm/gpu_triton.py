@@ -11,18 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compilation import Config, Launch, compilations, runs
-from ..triton_chunks import chunk_table, kind_of, piece_of
+from ..compilation import Config, Launch, compilations, on_meta, runs
+from ..triton_chunks import chunk_table, kind_of, piece_of, places
 from .operator import operator
 
 
 @triton.jit
-def _sum_of_squares(pointer, count, BLOCK: tl.constexpr):
+def _sum_of_squares(pointer, count, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.arange(0, BLOCK)
     total = tl.full([BLOCK], 0.0, tl.float32)
     whole = count // BLOCK * BLOCK
     for begin in range(0, whole, BLOCK):  # without a mask, which would take the 16-byte loads away
-        value = tl.load(pointer + begin + place).to(tl.float32)
+        value = tl.load(places(pointer, begin + place, ALIGNED)).to(tl.float32)
         total += value * value
     value = tl.load(pointer + whole + place, mask=whole + place < count, other=0.0).to(tl.float32)
     return tl.sum(total + value * value, axis=0)
@@ -33,9 +33,9 @@ def _square(table, partials, pieces, KIND: tl.constexpr, BLOCK: tl.constexpr):
     count = tl.load(table + pieces + tl.program_id(0)).to(tl.int32)
     pointer = piece_of(table, 0, pieces, KIND)
     if pointer.to(tl.int64) % 16 == 0:
-        total = _sum_of_squares(tl.multiple_of(pointer, 16), count, BLOCK)
+        total = _sum_of_squares(pointer, count, True, BLOCK)
     else:
-        total = _sum_of_squares(pointer, count, BLOCK)
+        total = _sum_of_squares(pointer, count, False, BLOCK)
     tl.store(partials + tl.program_id(0), total)
 
 
@@ -86,3 +86,10 @@ def _dense(gradient: Tensor) -> Tensor:
 
 
 gradient_norm = operator("gpu_triton", runs(forward))
+
+
+COMPILED = tuple(
+    each
+    for kind in (torch.bfloat16, torch.float32)
+    for each in compilations(f"{kind}", forward([on_meta(kind, 9728, 2432)], on_meta(torch.float32)))
+)

@@ -26,6 +26,8 @@ from .operator import operator
 _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
 _WIDEST = 128
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_FIRST_WITH_COPY_ENGINE = 9
 _PADDING = 128
 """The constants of queries are stored for a multiple of this many queries: no block of them is larger."""
 
@@ -41,8 +43,7 @@ class Tiling:
     warps: int
     stages: int
     """Blocks of the other side on their way at once."""
-    specialised: bool = False
-    """Warps of their own for loads and for products, where the compiler can."""
+    ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Tilings:
     queries: Tiling
 
 
-# ---- tiles of one head ------------------------------------------------------------------------------------------------
+# ---- tiles of one head ---------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -66,24 +67,19 @@ def _open(base, tokens, row_stride, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH:
     """What `_read` reads blocks of rows from: a descriptor of the [tokens, E] matrix, or its address."""
     if DESCRIBED:
         return tl.make_tensor_descriptor(base, shape=[tokens, E], strides=[row_stride, 1], block_shape=[BLOCK, WIDTH])
-    else:
+    else:  # noqa: RET505 - Triton compiles one of two branches only if both are written as such
         return base
-
-
-@triton.jit
-def _inside(start, tokens, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Which elements of a block exist: columns always, rows only if asked."""
-    columns = tl.arange(0, WIDTH)[None, :] < E
-    if ROWS:
-        return (start + tl.arange(0, BLOCK)[:, None] < tokens) & columns
-    else:
-        return (tl.arange(0, BLOCK)[:, None] >= 0) & columns
 
 
 @triton.jit
 def _addresses(base, start, row_stride, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     first = base + tl.cast(start, tl.int64) * row_stride  # 64 bits once a block, 32 inside
     return first + tl.arange(0, BLOCK)[:, None] * row_stride + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def _inside(start, tokens, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    return (start + tl.arange(0, BLOCK)[:, None] < tokens) & (tl.arange(0, WIDTH)[None, :] < E)
 
 
 @triton.jit
@@ -94,21 +90,37 @@ def _read(
     """BLOCK rows from `start`, zero where there are none. PARTIAL: the rows may end inside the block."""
     if DESCRIBED:
         return source.load([start, 0])  # zero outside by itself
+    elif PARTIAL or E != WIDTH:  # noqa: RET505
+        mask = _inside(start, tokens, E, BLOCK, WIDTH)
+        return tl.load(_addresses(source, start, row_stride, BLOCK, WIDTH), mask=mask, other=0.0)
     else:
-        addresses = _addresses(source, start, row_stride, BLOCK, WIDTH)
-        if PARTIAL or E != WIDTH:
-            return tl.load(addresses, mask=_inside(start, tokens, E, BLOCK, WIDTH, PARTIAL), other=0.0)
-        else:
-            return tl.load(addresses)
+        return tl.load(_addresses(source, start, row_stride, BLOCK, WIDTH))
 
 
 @triton.jit
 def _write(base, values, start, tokens, row_stride, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    mask = _inside(start, tokens, E, BLOCK, WIDTH, True)
-    tl.store(_addresses(base, start, row_stride, BLOCK, WIDTH), values.to(base.dtype.element_ty), mask=mask)
+    addresses = _addresses(base, start, row_stride, BLOCK, WIDTH)
+    tl.store(addresses, values.to(base.dtype.element_ty), mask=_inside(start, tokens, E, BLOCK, WIDTH))
 
 
-# ---- forward ----------------------------------------------------------------------------------------------------------
+@triton.jit
+def _open_row(base, length, BLOCK: tl.constexpr, DESCRIBED: tl.constexpr):
+    """The same for one number a token; its length is a multiple of BLOCK."""
+    if DESCRIBED:
+        return tl.make_tensor_descriptor(base, shape=[length], strides=[1], block_shape=[BLOCK])
+    else:  # noqa: RET505
+        return base
+
+
+@triton.jit
+def _read_row(source, start, BLOCK: tl.constexpr, DESCRIBED: tl.constexpr):
+    if DESCRIBED:
+        return source.load([start])
+    else:  # noqa: RET505
+        return tl.load(source + start + tl.arange(0, BLOCK))
+
+
+# ---- forward --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -134,7 +146,7 @@ def _forward_kernel(
     q, k, v, out, lse, exponent, Q, J, heads,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
     E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """One program: QUERIES queries of one head. Blocks of one head follow each other, so its keys stay in L2."""
     blocks = tl.cdiv(Q, QUERIES)
@@ -148,7 +160,7 @@ def _forward_kernel(
     highest_Q = tl.full([QUERIES], float("-inf"), tl.float32)
     total_Q = tl.zeros([QUERIES], tl.float32)
     whole = J // KEYS * KEYS
-    for start in tl.range(0, whole, KEYS, warp_specialize=SPECIALISED, num_stages=STAGES):
+    for start in range(0, whole, KEYS):
         acc_QE, highest_Q, total_Q = _attend(
             q_QE, k, v, acc_QE, highest_Q, total_Q, start, J, k_row, v_row, exponent, E, KEYS, WIDTH, False, DESCRIBED
         )
@@ -164,7 +176,7 @@ def _forward_kernel(
     tl.store(lse + index.to(tl.int64) * Q + rows, lse_Q, mask=rows < Q)
 
 
-# ---- backward ---------------------------------------------------------------------------------------------------------
+# ---- backward -------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -201,14 +213,15 @@ def _gather(
 
     Needs no mask: queries that do not exist are zero rows, and their p is zero.
     """
-    rows = start + tl.arange(0, QUERIES)
     q_QE = _read(q, start, Q, q_row, E, QUERIES, WIDTH, PARTIAL, DESCRIBED)
     d_out_QE = _read(d_out, start, Q, d_out_row, E, QUERIES, WIDTH, PARTIAL, DESCRIBED)
+    lse2_Q = _read_row(lse2, start, QUERIES, DESCRIBED)
+    delta_Q = _read_row(delta, start, QUERIES, DESCRIBED)
     s_JQ = tl.dot(k_JE, q_QE.T, input_precision="ieee")
     d_p_JQ = tl.dot(v_JE, d_out_QE.T, input_precision="ieee")
-    p_JQ = tl.exp2(s_JQ * exponent - tl.load(lse2 + rows)[None, :])
+    p_JQ = tl.exp2(s_JQ * exponent - lse2_Q[None, :])
     d_v_JE = tl.dot(p_JQ.to(d_out_QE.dtype), d_out_QE, d_v_JE, input_precision="ieee")
-    d_s_JQ = p_JQ * (d_p_JQ - tl.load(delta + rows)[None, :])
+    d_s_JQ = p_JQ * (d_p_JQ - delta_Q[None, :])
     d_k_JE = tl.dot(d_s_JQ.to(q_QE.dtype), q_QE, d_k_JE, input_precision="ieee")
     return d_k_JE, d_v_JE
 
@@ -219,7 +232,7 @@ def _keys_kernel(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, d_out_batch, d_out_head, d_out_row,
     d_k_batch, d_k_head, d_k_row,
     E: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
-    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """d_k and d_v of KEYS keys of one head. The two lie alike in memory."""
     blocks = tl.cdiv(J, KEYS)
@@ -229,14 +242,14 @@ def _keys_kernel(
     d_out = _open(_head(d_out, index, heads, d_out_batch, d_out_head), Q, d_out_row, E, QUERIES, WIDTH, DESCRIBED)
     k = _open(_head(k, index, heads, k_batch, k_head), J, k_row, E, KEYS, WIDTH, DESCRIBED)
     v = _open(_head(v, index, heads, v_batch, v_head), J, v_row, E, KEYS, WIDTH, DESCRIBED)
-    lse2 += index.to(tl.int64) * padded
-    delta += index.to(tl.int64) * padded
+    lse2 = _open_row(lse2 + index.to(tl.int64) * padded, padded, QUERIES, DESCRIBED)
+    delta = _open_row(delta + index.to(tl.int64) * padded, padded, QUERIES, DESCRIBED)
     k_JE = _read(k, start_j, J, k_row, E, KEYS, WIDTH, True, DESCRIBED)
     v_JE = _read(v, start_j, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
     d_k_JE = tl.zeros([KEYS, WIDTH], tl.float32)
     d_v_JE = tl.zeros([KEYS, WIDTH], tl.float32)
     whole = Q // QUERIES * QUERIES
-    for start in tl.range(0, whole, QUERIES, warp_specialize=SPECIALISED, num_stages=STAGES):
+    for start in range(0, whole, QUERIES):
         d_k_JE, d_v_JE = _gather(
             k_JE, v_JE, q, d_out, lse2, delta, d_k_JE, d_v_JE, start, Q, q_row, d_out_row, exponent,
             E, QUERIES, WIDTH, False, DESCRIBED,
@@ -254,19 +267,24 @@ def _keys_kernel(
 
 @triton.jit
 def _descend(
-    q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
+    q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, start, J, k_row, v_row, exponent,
     E: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One block of keys. PARTIAL: the keys end inside it; p of a zero row could overflow and has to go."""
     k_JE = _read(k, start, J, k_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
-    v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
     s_QJ = tl.dot(q_QE, k_JE.T, input_precision="ieee")
-    d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
+    if not AHEAD:
+        v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
+        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
     p_QJ = tl.exp2(s_QJ * exponent - lse2_Q[:, None])
     if PARTIAL:
         p_QJ = tl.where((start + tl.arange(0, KEYS) < J)[None, :], p_QJ, 0.0)
     d_s_QJ = p_QJ * (d_p_QJ - delta_Q[:, None])
-    return tl.dot(d_s_QJ.to(k_JE.dtype), k_JE, d_q_QE, input_precision="ieee")
+    if AHEAD and not PARTIAL:
+        v_JE = _read(v, start + KEYS, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
+        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
+    return tl.dot(d_s_QJ.to(k_JE.dtype), k_JE, d_q_QE, input_precision="ieee"), d_p_QJ
 
 
 @triton.jit
@@ -275,7 +293,7 @@ def _queries_kernel(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, d_out_batch, d_out_head, d_out_row,
     d_q_batch, d_q_head, d_q_row,
     E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    DESCRIBED: tl.constexpr, SPECIALISED: tl.constexpr, STAGES: tl.constexpr,
+    DESCRIBED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """d_q of QUERIES queries of one head."""
     blocks = tl.cdiv(Q, QUERIES)
@@ -291,43 +309,85 @@ def _queries_kernel(
     lse2_Q = tl.load(lse2 + rows)
     delta_Q = tl.load(delta + rows)
     d_q_QE = tl.zeros([QUERIES, WIDTH], tl.float32)
+    d_p_QJ = tl.zeros([QUERIES, KEYS], tl.float32)
+    if AHEAD:
+        v_JE = _read(v, 0, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
+        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
     whole = J // KEYS * KEYS
-    for start in tl.range(0, whole, KEYS, warp_specialize=SPECIALISED, num_stages=STAGES):
-        d_q_QE = _descend(
-            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
-            E, KEYS, WIDTH, False, DESCRIBED,
+    for start in range(0, whole, KEYS):
+        d_q_QE, d_p_QJ = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, start, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, False, DESCRIBED, AHEAD,
         )  # fmt: skip
     if whole < J:
-        d_q_QE = _descend(
-            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, whole, J, k_row, v_row, exponent,
-            E, KEYS, WIDTH, True, DESCRIBED,
+        d_q_QE, d_p_QJ = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, whole, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, True, DESCRIBED, AHEAD,
         )  # fmt: skip
     _write(_head(d_q, index, heads, d_q_batch, d_q_head), d_q_QE * scale, start_q, Q, d_q_row, E, QUERIES, WIDTH)
 
 
-# ---- host -------------------------------------------------------------------------------------------------------------
+# ---- host -----------------------------------------------------------------------------------------------------------
 
-_TILINGS = {
-    "default": Tilings(
+_AMPERE = {
+    64: Tilings(
         forward=Tiling(own=128, other=64, warps=4, stages=3),
         keys=Tiling(own=64, other=64, warps=4, stages=2),
-        queries=Tiling(own=64, other=64, warps=4, stages=2),
+        queries=Tiling(own=64, other=64, warps=4, stages=3),
+    ),
+    128: Tilings(
+        forward=Tiling(own=128, other=64, warps=8, stages=2),
+        keys=Tiling(own=64, other=64, warps=8, stages=1),
+        queries=Tiling(own=64, other=64, warps=4, stages=1),
     ),
 }
+_HOPPER = {
+    64: Tilings(
+        forward=Tiling(own=128, other=128, warps=8, stages=2),
+        keys=Tiling(own=128, other=64, warps=8, stages=2),
+        queries=Tiling(own=128, other=64, warps=8, stages=2),
+    ),
+    128: Tilings(
+        forward=Tiling(own=128, other=128, warps=8, stages=2),
+        keys=Tiling(own=64, other=64, warps=8, stages=2),
+        queries=Tiling(own=128, other=64, warps=8, stages=2),
+    ),
+}
+_BLACKWELL = _HOPPER
+_EXACT = {
+    64: Tilings(
+        forward=Tiling(own=64, other=32, warps=4, stages=1),
+        keys=Tiling(own=32, other=32, warps=4, stages=1),
+        queries=Tiling(own=32, other=32, warps=4, stages=1),
+    ),
+    128: Tilings(
+        forward=Tiling(own=32, other=32, warps=4, stages=1),
+        keys=Tiling(own=32, other=32, warps=8, stages=1),
+        queries=Tiling(own=32, other=32, warps=4, stages=1),
+    ),
+}
+"""float32: no matrix instruction is that exact, so the products run on the ordinary units."""
+_GENERATIONS = {9: _HOPPER, 10: _BLACKWELL}
+"""By the major compute capability; all others take Ampere's, whose shared memory (under 100 KiB) every one has."""
+
+
+def tilings(dtype: torch.dtype, width: int, major: int) -> Tilings:
+    """What was measured to be fastest, or for what could not be measured, what compiles without spilling."""
+    table = _EXACT if dtype == torch.float32 else _GENERATIONS.get(major, _AMPERE)
+    return table[min(size for size in table if size >= width)]
 
 
 def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ) -> None:
     _check(q_BHQE, scale)
-    tilings = _tilings(q_BHQE)
+    tiling = tilings(q_BHQE.dtype, q_BHQE.shape[-1], _major(q_BHQE)).forward
     q_BHQE, k_BHJE, v_BHJE = map(_rows_together, (q_BHQE, k_BHJE, v_BHJE))
-    _run(q_BHQE, forward_launch(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tilings.forward))
+    _run(q_BHQE, forward_launch(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tiling))
 
 
 def backward(
     d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale, d_q_BHQE, d_k_BHJE, d_v_BHJE
 ) -> None:
-    _check(q_BHQE, scale)
-    tilings = _tilings(q_BHQE)
+    chosen = tilings(q_BHQE.dtype, q_BHQE.shape[-1], _major(q_BHQE))
     d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE = map(_rows_together, (d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE))
     lse2, delta = constants = _constants_of(q_BHQE)
     d_lse_BHQ = None if d_lse_BHQ is None else d_lse_BHQ.contiguous()
@@ -335,8 +395,8 @@ def backward(
     _run(
         q_BHQE,
         constants_launch(out_BHQE, d_out_BHQE, lse_BHQ.contiguous(), d_lse_BHQ, *constants),
-        keys_launch(*inputs, scale, d_k_BHJE, d_v_BHJE, tilings.keys),
-        queries_launch(*inputs, scale, d_q_BHQE, tilings.queries),
+        keys_launch(*inputs, scale, d_k_BHJE, d_v_BHJE, chosen.keys),
+        queries_launch(*inputs, scale, d_q_BHQE, chosen.queries),
     )
 
 
@@ -382,7 +442,7 @@ def queries_launch(q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta, scale, d_q_B
         "d_q": d_q_BHQE, "scale": scale, "exponent": scale * _LOG2_E,
         "Q": queries, "padded": lse2.shape[-1], "J": k_BHJE.shape[2], "heads": heads,
         **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE, d_q=d_q_BHQE),
-        **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE),
+        **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE), "AHEAD": tiling.ahead,
     }  # fmt: skip
     return _launch(_queries_kernel, batch * heads * triton.cdiv(queries, tiling.own), arguments, tiling)
 
@@ -407,7 +467,6 @@ def _tile(own: str, other: str, tiling: Tiling, *tensors: Tensor) -> dict:
     return {
         "E": width, "WIDTH": _padded_width(width), own: tiling.own, other: tiling.other,
         "DESCRIBED": all(map(_is_describable, tensors)),
-        "SPECIALISED": tiling.specialised, "STAGES": tiling.stages,
     }  # fmt: skip
 
 
@@ -417,6 +476,8 @@ def _padded_width(width: int) -> int:
 
 def _is_describable(tensor_BHSE: Tensor) -> bool:
     """Whether the copy engine takes it: 16-byte address and strides, rows apart from each other."""
+    if tensor_BHSE.is_cuda and _major(tensor_BHSE) < _FIRST_WITH_COPY_ENGINE:
+        return False
     size = tensor_BHSE.element_size()
     return (
         tensor_BHSE.data_ptr() % 16 == 0
@@ -437,20 +498,21 @@ def _constants_of(q_BHQE: Tensor) -> Tensor:
 
 
 def _check(q_BHQE: Tensor, scale: float) -> None:
-    width = q_BHQE.shape[-1]
-    if width > _WIDEST:
-        raise ValueError(
-            f"joint_attention gpu_triton: head width {width}; allowed: up to {_WIDEST}; choose the backend reference"
-        )
-    if not scale > 0:
-        raise ValueError(
-            f"joint_attention gpu_triton: scale {scale}; allowed: above 0, since the running maximum is taken before"
-            " scaling; choose the backend reference"
-        )
+    width, dtype = q_BHQE.shape[-1], q_BHQE.dtype
+    given = None
+    if dtype not in _DTYPES:
+        given = f"dtype {dtype}; allowed: {', '.join(map(str, _DTYPES))}"
+    elif width > _WIDEST:
+        given = f"head width {width}; allowed: up to {_WIDEST}"
+    elif not scale > 0:
+        given = f"scale {scale}; allowed: above 0 (a row's largest score is looked for before scaling)"
+    if given:
+        raise ValueError(f"joint_attention by gpu_triton: {given}; the backend reference takes it")
 
 
-def _tilings(q_BHQE: Tensor) -> Tilings:
-    return _TILINGS["default"]
+def _major(tensor: Tensor) -> int:
+    """Of the compute capability; interpreted on a CPU the kernels run as on Hopper, descriptors included."""
+    return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else 9
 
 
 def _run(beside: Tensor, *launches: Launch) -> None:

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..compilation import Config, Launch, compilations, runs
+from ..compilation import KINDS, Compilation, Config, Launch, compilations, on_meta, runs
 from ..triton_rows import programs_sharing, strides, sum_partials
 from .operator import operator
 
@@ -73,7 +73,7 @@ def forward_config(width: int) -> Config:
 
 
 def backward_config(width: int) -> Config:
-    return Config(rows=8, columns=min(512, triton.next_power_of_2(width)), warps=4, programs=8)
+    return Config(rows=4, columns=min(512, triton.next_power_of_2(width)), warps=4, programs=8)
 
 
 def forward(hidden_SBM, bias_M, out_SBM, config: Config | None = None) -> Iterator[Launch]:
@@ -91,9 +91,7 @@ def forward(hidden_SBM, bias_M, out_SBM, config: Config | None = None) -> Iterat
     )  # fmt: skip
 
 
-def backward(
-    d_out_SBM, hidden_SBM, bias_M, d_hidden_SBM, d_bias_M, config: Config | None = None
-) -> Iterator[Launch]:
+def backward(d_out_SBM, hidden_SBM, bias_M, d_hidden_SBM, d_bias_M, config: Config | None = None) -> Iterator[Launch]:
     tokens, samples, width = hidden_SBM.shape
     config = config or backward_config(width)
     blocks = triton.cdiv(width, config.columns)
@@ -114,3 +112,12 @@ def backward(
 
 
 mlp_gelu = operator("gpu_triton", runs(forward), runs(backward))
+
+
+def _compiled(kind: torch.dtype, rows: torch.dtype) -> Iterator[Compilation]:
+    hidden_SBM, bias_M, label = on_meta(kind, 41472, 1, 9728), on_meta(rows, 9728), f"M 9728, {kind}, bias {rows}"
+    yield from compilations(label, forward(hidden_SBM, bias_M, hidden_SBM))
+    yield from compilations(label, backward(hidden_SBM, hidden_SBM, bias_M, hidden_SBM, bias_M))
+
+
+COMPILED = tuple(each for kinds in KINDS for each in _compiled(*kinds))

@@ -1,7 +1,7 @@
 """modulated_norm in Triton.
 
-Forward: a program reads whole rows once and holds them, so that mean, variance and result come from registers. Backward:
-a program visits every so-manieth row of one sample and keeps the sums for shift and scale on the way; with the rows of
+Forward: a program reads whole rows once and holds them: mean, variance and result come from registers. Backward: a
+program visits every so-manieth row of one sample and keeps the sums for shift and scale on the way; with the rows of
 out = n (1 + scale) + shift and g = d_out (1 + scale),
 
     d_x = (g - mean_D(g) - n mean_D(g n)) / deviation      d_shift = sum_S(d_out)      d_scale = sum_S(d_out n)
@@ -14,14 +14,13 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..compilation import Config, Launch, compilations, runs
+from ..compilation import KINDS, Compilation, Config, Launch, compilations, on_meta, runs
 from ..triton_rows import (
     load_row,
     load_rows,
-    row_moments,
     programs_sharing,
+    row_moments,
     row_sums,
     store_row_sums,
     store_rows,
@@ -41,7 +40,7 @@ def _forward(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     there = row < tokens
     first, second = load_rows(x + row * x_s + sample * x_b, x_d, there, WIDTH, HEAD, TAIL)
-    row_mean, row_reciprocal = row_moments(first, second, there, epsilon, WIDTH, HEAD, TAIL)
+    row_mean, row_reciprocal = row_moments(first, second, epsilon, WIDTH, HEAD, TAIL)
     place = row * samples + sample
     tl.store(mean + place, row_mean, mask=there)
     tl.store(reciprocal + place, row_reciprocal, mask=there)
@@ -86,7 +85,7 @@ def _backward(
 
 
 def forward_config(width: int) -> Config:
-    return Config(rows=max(1, 1024 // triton.next_power_of_2(width)), warps=1 if width <= 4096 else 8)
+    return Config(rows=max(1, 1024 // triton.next_power_of_2(width)), warps=2 if width <= 4096 else 8)
 
 
 def backward_config(width: int) -> Config:
@@ -106,8 +105,8 @@ def forward(
         arguments={
             "x": x_SBD, "shift": shift_BD, "scale": scale_BD, "out": out_SBD, "mean": mean_SB,
             "reciprocal": reciprocal_SB, "tokens": tokens, "samples": samples,
-            **strides(x_SBD=x_SBD, shift_BD=shift_BD, scale_BD=scale_BD), "epsilon": epsilon, "ROWS": config.rows, "WIDTH": width,
-            "HEAD": head, "TAIL": tail,
+            **strides(x_SBD=x_SBD, shift_BD=shift_BD, scale_BD=scale_BD), "epsilon": epsilon, "ROWS": config.rows,
+            "WIDTH": width, "HEAD": head, "TAIL": tail,
         },
         num_warps=config.warps,
     )  # fmt: skip
@@ -136,3 +135,13 @@ def backward(
 
 
 modulated_norm = operator("gpu_triton", runs(forward), runs(backward))
+
+
+def _compiled(kind: torch.dtype, rows: torch.dtype) -> Iterator[Compilation]:
+    x_SBD, row_BD = on_meta(kind, 41472, 1, 2432), on_meta(rows, 1, 2432)
+    value_SB, label = on_meta(torch.float32, 41472, 1), f"D 2432, {kind}, rows {rows}"
+    yield from compilations(label, forward(x_SBD, row_BD, row_BD, 1e-6, x_SBD, value_SB, value_SB))
+    yield from compilations(label, backward(x_SBD, x_SBD, row_BD, value_SB, value_SB, x_SBD, row_BD, row_BD))
+
+
+COMPILED = tuple(each for kinds in KINDS for each in _compiled(*kinds))

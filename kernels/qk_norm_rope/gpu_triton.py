@@ -1,14 +1,14 @@
 """qk_norm_rope in Triton: queries and keys of the same heads in one program, which reads their rotation once.
 
-A row is one head of one token; a program holds ROWS of them, in two halves [ROWS, R], which is what rotates. In backward
-it visits every so-manieth block of rows and keeps the sums for both gains on the way. With n = x r, r the reciprocal root
-mean square, and (d_1, d_2) the halves of d_out:
+A row is one head of one token; a program holds ROWS of them, in two halves [ROWS, R], which is what rotates. In
+backward it visits every so-manieth block of rows and keeps the sums for both gains on the way. With n = x r, r the
+reciprocal root mean square, and (d_1, d_2) the halves of d_out:
 
     m_1 = d_1 cos + d_2 sin        m_2 = d_2 cos - d_1 sin        (the rotation backwards)
     d_gain = sum(m n)              d_x = r (m gain - n mean_E(m gain n))
 
-Bytes: forward reads q and k and writes both, backward reads q, k and their gradients and writes both; where q, k and v are
-slices of one product, runs of 2 E values are read and E are skipped.
+Bytes: forward reads q and k and writes both, backward reads q, k and their gradients and writes both; where q, k and v
+are slices of one product, runs of 2 E values are read and E are skipped.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..compilation import Config, Launch, compilations, runs
+from ..compilation import KINDS, Compilation, Config, Launch, compilations, on_meta, runs
 from ..triton_rows import processors, strides, sum_partials
 from .operator import operator
 
@@ -164,7 +164,7 @@ def forward_config(width: int) -> Config:
 
 
 def backward_config(width: int) -> Config:
-    return Config(rows=2048 // triton.next_power_of_2(width), warps=4, programs=6)
+    return Config(rows=1024 // triton.next_power_of_2(width), warps=4, programs=8)
 
 
 def forward(
@@ -220,3 +220,18 @@ def _shared_arguments(q_SBHE, k_SBHE, q_gain_E, k_gain_E, cos_SR, sin_SR) -> dic
 
 
 qk_norm_rope = operator("gpu_triton", runs(forward), runs(backward))
+
+
+def _compiled(kind: torch.dtype, gains: torch.dtype) -> Iterator[Compilation]:
+    q_SBHE, k_SBHE, _ = on_meta(kind, 41472, 1, 38, 3, 64).unbind(-2)
+    out_SBHE, gain_E = on_meta(kind, 41472, 1, 38, 64), on_meta(gains, 64)
+    value_SBH = on_meta(torch.float32, 41472, 1, 38)
+    for table_SR in (on_meta(torch.float32, 41472, 32), None):
+        label = f"E 64, {kind}, gains {gains}" + (", rotated" if table_SR is not None else "")
+        given = (q_SBHE, k_SBHE, gain_E, gain_E, table_SR, table_SR)
+        yield from compilations(label, forward(*given, 1e-6, out_SBHE, out_SBHE, value_SBH, value_SBH))
+        gradients = (value_SBH, value_SBH, out_SBHE, out_SBHE, gain_E, gain_E)
+        yield from compilations(label, backward(out_SBHE, out_SBHE, *given, *gradients))
+
+
+COMPILED = tuple(each for kinds in KINDS for each in _compiled(*kinds))

@@ -1,4 +1,4 @@
-"""Triton's interpreter computes on NumPy, which has no bfloat16: it holds the bits in uint16. Two things go wrong there.
+"""Triton's interpreter computes on NumPy, which has no bfloat16: it holds the bits in uint16. Two things go wrong:
 
 `tl.dot` of bfloat16 multiplies the bit patterns as integers (Triton issue 11584), and float32 -> bfloat16 cuts the
 lower half off where hardware rounds to nearest even. `repair` puts both right; `test_interpreter.py` fails the day that
