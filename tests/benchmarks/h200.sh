@@ -6,7 +6,7 @@
 #   tests/benchmarks/h200.sh build correctness kernels    these, in this order
 #   LIMIT=60 tests/benchmarks/h200.sh sanitize            with this many seconds for each
 #
-# OUT (default ./out) is where logs and figures go. A stage that fails or runs out of its time does not stop the others;
+# OUT (default ./out) is where h200.log and the figures go. A stage that fails or runs out of its time does not stop the others;
 # the summary at the end names it, and the exit status is the number of stages that failed. What a machine lacks can
 # come as wheels: WHEELS=folder.
 
@@ -16,6 +16,8 @@ ROOT=$PWD
 OUT=${OUT:-out}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
+LOG=$OUT/h200.log
+: > "$LOG"
 STAGES=(environment build correctness sanitize triton attention kernels block)
 PYTHON=${PYTHON:-$(command -v python3)}
 
@@ -40,7 +42,10 @@ environment() {
 build() { CONTENTV_CUDA=1 "$PYTHON" csrc/build_cuda.py; }
 
 correctness() {
-    "$PYTHON" -m pytest tests/kernels -m "not slow" --maxfail=60 --tb=short -rfE -p no:cacheprovider
+    # Most of the time is Triton's compiler: several processes share the device where pytest knows how.
+    local processes=()
+    "$PYTHON" -c "import xdist" 2> /dev/null && processes=(-n 6)
+    "$PYTHON" -m pytest tests/kernels -m "not slow" "${processes[@]}" --maxfail=60 --tb=short -rfE -p no:cacheprovider
 }
 
 # Small cases only: memcheck is some 10 to 50 times slower, racecheck more. Without torch's cache of memory an access
@@ -58,9 +63,9 @@ sanitize() {
     return $status
 }
 
-triton() { "$PYTHON" tests/benchmarks/sweep_triton.py --out "$OUT"; }
+triton() { "$PYTHON" tests/benchmarks/sweep_triton.py --out "$OUT/sweep-triton.json"; }
 
-attention() { "$PYTHON" tests/benchmarks/sweep_attention.py --out "$OUT"; }
+attention() { "$PYTHON" tests/benchmarks/sweep_attention.py --out "$OUT/sweep-attention.json"; }
 
 kernels() {
     local status=0
@@ -94,12 +99,12 @@ done
 
 summary=() failed=0
 for stage in "${wanted[@]}"; do
-    echo "== $stage"
+    echo "== $stage" | tee -a "$LOG"
     started=$SECONDS
     # A process group of its own: at the limit everything that the stage started ends.
     (
         set -m
-        "$stage" > "$OUT/$stage.log" 2>&1 &
+        "$stage" >> "$LOG" 2>&1 &
         job=$!
         ( sleep "$(limit "$stage")"; kill -TERM -- -$job; sleep 5; kill -KILL -- -$job ) 2> /dev/null &
         watch=$!
@@ -115,7 +120,7 @@ for stage in "${wanted[@]}"; do
         *) said="failed ($status)" ;;
     esac
     [ $status -eq 0 ] || failed=$((failed + 1))
-    tail -n 25 "$OUT/$stage.log" | cut -c1-220
+    sed "1,$(grep -n "^== $stage\$" "$LOG" | tail -n 1 | cut -d: -f1)d" "$LOG" | tail -n 25 | cut -c1-220
     summary+=("$(printf '%-12s %-28s %4d s' "$stage" "$said" $((SECONDS - started)))")
 done
 echo "== summary"
