@@ -41,11 +41,11 @@ environment() {
 
 build() { CONTENTV_CUDA=1 "$PYTHON" csrc/build_cuda.py; }
 
+# Most of it is compiling, which several processes share where pytest-xdist is there.
 correctness() {
-    # Most of the time is Triton's compiler: several processes share the device where pytest knows how.
-    local processes=()
-    "$PYTHON" -c "import xdist" 2> /dev/null && processes=(-n 6)
-    "$PYTHON" -m pytest tests/kernels -m "not slow" "${processes[@]}" --maxfail=60 --tb=short -rfE -p no:cacheprovider
+    local several=()
+    "$PYTHON" -c "import xdist" 2> /dev/null && several=(-n "$(( $(nproc) < 12 ? $(nproc) : 12 ))")
+    "$PYTHON" -m pytest tests/kernels -m "not slow" "${several[@]}" --maxfail=60 --tb=short -rfE -p no:cacheprovider
 }
 
 # Small cases only: memcheck is some 10 to 50 times slower, racecheck more. Without torch's cache of memory an access
@@ -63,9 +63,9 @@ sanitize() {
     return $status
 }
 
-triton() { "$PYTHON" tests/benchmarks/sweep_triton.py --out "$OUT/sweep-triton.json"; }
+triton() { "$PYTHON" tests/benchmarks/sweep_triton.py --out "$OUT/triton.json"; }
 
-attention() { "$PYTHON" tests/benchmarks/sweep_attention.py --out "$OUT/sweep-attention.json"; }
+attention() { "$PYTHON" tests/benchmarks/sweep_attention.py --out "$OUT/attention.json"; }
 
 kernels() {
     local status=0
