@@ -6,9 +6,9 @@
 #   tests/benchmarks/h200.sh build correctness kernels    these, in this order
 #   LIMIT=60 tests/benchmarks/h200.sh sanitize            with this many seconds for each
 #
-# OUT (default ./out) is where h200.log and the figures go. A stage that fails or runs out of its time does not stop the others;
-# the summary at the end names it, and the exit status is the number of stages that failed. What a machine lacks can
-# come as wheels: WHEELS=folder.
+# OUT (default ./out) is where h200.log and the figures go. A stage that fails or runs out of its time does not stop the
+# others; the summary at the end names it, and the exit status is the number of stages that failed. What a machine
+# lacks can come as wheels: WHEELS=folder.
 
 set -uo pipefail
 cd "$(dirname "$0")/../.."
