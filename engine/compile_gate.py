@@ -202,7 +202,8 @@ def _triton_figures(compilation, arch: str) -> dict:
     promised = tuple(compilation.promises.get(arch, ()))
     if arch == AMD:
         return _amd_figures(made.asm["amdgcn"], made.metadata.shared, promised)
-    (figures,) = _read_cubin(made.asm["cubin"], promised).values()
+    multiplies = bool(promised) or re.search(r"\b(mma|wgmma|tcgen05)\.", made.asm["ptx"]) is not None
+    (figures,) = _read_cubin(made.asm["cubin"], promised, multiplies).values()
     return judged(figures | {"shared_bytes": made.metadata.shared}, arch, promised)
 
 
@@ -218,18 +219,26 @@ def judged(figures: dict, arch: str, promised: Sequence[str]) -> dict:
     return figures | {"ok": not short, "reason": "; ".join(short)}
 
 
-def _read_cubin(cubin: bytes, promised: Sequence[str]) -> dict[str, dict]:
-    """Function -> its figures, by the disassembler that Triton brings."""
+def _read_cubin(cubin: bytes, promised: Sequence[str] = (), multiplies: bool = False) -> dict[str, dict]:
+    """Function -> its figures, by the tools that Triton brings.
+
+    Disassembling takes longer than compiling, whatever the size: left out where it has nothing to count. A function
+    without a stack frame has nowhere to spill to.
+    """
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used = {name: tuple(map(int, numbers)) for name, *numbers in _USAGE.findall(said)}
-    code = dict(_CODE.findall(said))
+
+        def said(what: str) -> str:
+            return subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True).stdout
+
+        used = {name: tuple(map(int, numbers)) for name, *numbers in _USAGE.findall(said("--dump-resource-usage"))}
+        code = dict.fromkeys(used, "")
+        if multiplies or any(stack for _, stack, _ in used.values()):
+            code = dict(_CODE.findall(said("--dump-sass")))
     assert used and used.keys() == code.keys(), "cuobjdump prints usage and code of every function"
     return {name: _figures(*used[name], code[name], promised) for name in used}
 
@@ -282,7 +291,7 @@ def _cuda_rows(task: Task, row: Callable[..., Row]) -> Iterator[Row]:
         done = subprocess.run([_build_cuda().compiler(), *options], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc: {done.stdout}{done.stderr}")
-        functions = _read_cubin(cubin.read_bytes(), ())
+        functions = _read_cubin(cubin.read_bytes())
     for mangled, (name, arguments) in readable(list(functions)).items():
         yield row(kernel=name, config=arguments.replace("contentv::", ""), **judged(functions[mangled], task.arch, ()))
 

@@ -1,6 +1,6 @@
 """Joint attention by Dao-AILab's flash-attn: generation 2, 3 or 4 on sm_90, 4 on sm_100, whichever is here.
 
-Its own sums are asked for in a fixed order (`deterministic`).
+Sums in a fixed order are asked for (`deterministic`); generation 4, in its first releases, heeds that on sm_100 alone.
 """
 
 from importlib import import_module

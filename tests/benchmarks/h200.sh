@@ -6,9 +6,9 @@
 #   tests/benchmarks/h200.sh build correctness kernels    these, in this order
 #   LIMIT=60 tests/benchmarks/h200.sh sanitize            with this many seconds for each
 #
-# OUT (default ./out) is where logs and figures go. A stage that fails or runs out of its time does not stop the others;
-# the summary at the end names it, and the exit status is the number of stages that failed. What a machine lacks can
-# come as wheels: WHEELS=folder.
+# OUT (default ./out) is where h200.log and the figures go. A stage that fails or runs out of its time does not stop the
+# others; the summary at the end names it, and the exit status is the number of stages that failed. What a machine
+# lacks can come as wheels: WHEELS=folder.
 
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -16,6 +16,8 @@ ROOT=$PWD
 OUT=${OUT:-out}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
+LOG=$OUT/h200.log
+: > "$LOG"
 STAGES=(environment build correctness sanitize triton attention kernels block)
 PYTHON=${PYTHON:-$(command -v python3)}
 
@@ -97,12 +99,12 @@ done
 
 summary=() failed=0
 for stage in "${wanted[@]}"; do
-    echo "== $stage"
+    echo "== $stage" | tee -a "$LOG"
     started=$SECONDS
     # A process group of its own: at the limit everything that the stage started ends.
     (
         set -m
-        "$stage" > "$OUT/$stage.log" 2>&1 &
+        "$stage" >> "$LOG" 2>&1 &
         job=$!
         ( sleep "$(limit "$stage")"; kill -TERM -- -$job; sleep 5; kill -KILL -- -$job ) 2> /dev/null &
         watch=$!
@@ -118,7 +120,7 @@ for stage in "${wanted[@]}"; do
         *) said="failed ($status)" ;;
     esac
     [ $status -eq 0 ] || failed=$((failed + 1))
-    tail -n 25 "$OUT/$stage.log" | cut -c1-220
+    sed "1,$(grep -n "^== $stage\$" "$LOG" | tail -n 1 | cut -d: -f1)d" "$LOG" | tail -n 25 | cut -c1-220
     summary+=("$(printf '%-12s %-28s %4d s' "$stage" "$said" $((SECONDS - started)))")
 done
 echo "== summary"
