@@ -5,6 +5,7 @@ Operations are counted exactly (model/cost.py), so that TFLOP/s here and the mod
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -80,25 +81,16 @@ def measure_block(wanted: BlockBenchmark) -> BlockMeasurement:
     inputs = [torch.randn(shape, device=mesh.device, dtype=dtype, requires_grad=True) for shape in shapes]
     cotangents = [torch.randn(shape, device=mesh.device, dtype=dtype) for shape in shapes[:2]]
 
-    def step() -> float:
+    def forward():
+        return block(*inputs, tokens, rotation)
+
+    def step() -> None:
         for tensor in (*inputs, *block.parameters()):
             tensor.grad = None
-        outputs = block(*inputs, tokens, rotation)
-        wait_for(mesh.device)
-        between = time.perf_counter()
-        torch.autograd.backward(outputs, cotangents)
-        return between
+        torch.autograd.backward(forward(), cotangents)
 
-    forward, whole = [], []
-    for number in range(WARM_UP + wanted.steps):
-        wait_for(mesh.device)
-        started = time.perf_counter()
-        between = step()
-        wait_for(mesh.device)
-        if number >= WARM_UP:
-            forward.append(between - started)
-            whole.append(time.perf_counter() - started)
-    seconds, forward_seconds = statistics.median(whole), statistics.median(forward)
+    forwards, whole = (_seconds(work, wanted.steps, mesh.device) for work in (forward, step))
+    seconds, forward_seconds = statistics.median(whole), statistics.median(forwards)
     quartiles = statistics.quantiles(whole, n=4) if len(whole) > 1 else (seconds,) * 3
     # Backward multiplies twice what forward does: by the weights and by the inputs, attention's two products likewise.
     operations = count_block_operations(wanted.model, 0, video_tokens=video, text_tokens=text)
@@ -117,6 +109,18 @@ def measure_block(wanted: BlockBenchmark) -> BlockMeasurement:
         kernels=kernels.choices(),
         longest=_longest(step, mesh.device) if wanted.profiled else [],
     )
+
+
+def _seconds(work: Callable[[], object], times: int, device: torch.device) -> list[float]:
+    """Of each call, the device's queue empty before it and after it."""
+    taken = []
+    for _ in range(WARM_UP + times):
+        wait_for(device)
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        taken.append(time.perf_counter() - started)
+    return taken[WARM_UP:]
 
 
 def _longest(step, device: torch.device) -> list[tuple[str, float]]:

@@ -46,8 +46,6 @@ class Tiling:
     """Blocks of the other side on their way at once."""
     described: bool = False
     """Tiles come through tensor descriptors where the strides allow it."""
-    ahead: bool = False
-    """d_q only: the product d_out v^T of the next block is under way while this block's scores are waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,24 +269,19 @@ def _keys_kernel(
 
 @triton.jit
 def _descend(
-    q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, start, J, k_row, v_row, exponent,
+    q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
     E: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, PARTIAL: tl.constexpr, DESCRIBED: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One block of keys. PARTIAL: the keys end inside it; p of a zero row could overflow and has to go."""
     k_JE = _read(k, start, J, k_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
     s_QJ = tl.dot(q_QE, k_JE.T, input_precision="ieee")
-    if not AHEAD:
-        v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
-        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
+    v_JE = _read(v, start, J, v_row, E, KEYS, WIDTH, PARTIAL, DESCRIBED)
+    d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
     p_QJ = tl.exp2(s_QJ * exponent - lse2_Q[:, None])
     if PARTIAL:
         p_QJ = tl.where((start + tl.arange(0, KEYS) < J)[None, :], p_QJ, 0.0)
     d_s_QJ = p_QJ * (d_p_QJ - delta_Q[:, None])
-    if AHEAD and not PARTIAL:
-        v_JE = _read(v, start + KEYS, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
-        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
-    return tl.dot(d_s_QJ.to(k_JE.dtype), k_JE, d_q_QE, input_precision="ieee"), d_p_QJ
+    return tl.dot(d_s_QJ.to(k_JE.dtype), k_JE, d_q_QE, input_precision="ieee")
 
 
 @triton.jit
@@ -297,7 +290,7 @@ def _queries_kernel(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, d_out_batch, d_out_head, d_out_row,
     d_q_batch, d_q_head, d_q_row,
     E: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    DESCRIBED: tl.constexpr, AHEAD: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """d_q of QUERIES queries of one head."""
     blocks = tl.cdiv(Q, QUERIES)
@@ -313,20 +306,16 @@ def _queries_kernel(
     lse2_Q = tl.load(lse2 + rows)
     delta_Q = tl.load(delta + rows)
     d_q_QE = tl.zeros([QUERIES, WIDTH], tl.float32)
-    d_p_QJ = tl.zeros([QUERIES, KEYS], tl.float32)
-    if AHEAD:
-        v_JE = _read(v, 0, J, v_row, E, KEYS, WIDTH, True, DESCRIBED)
-        d_p_QJ = tl.dot(d_out_QE, v_JE.T, input_precision="ieee")
     whole = J // KEYS * KEYS
     for start in range(0, whole, KEYS):
-        d_q_QE, d_p_QJ = _descend(
-            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, start, J, k_row, v_row, exponent,
-            E, KEYS, WIDTH, False, DESCRIBED, AHEAD,
+        d_q_QE = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, start, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, False, DESCRIBED,
         )  # fmt: skip
     if whole < J:
-        d_q_QE, d_p_QJ = _descend(
-            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, d_p_QJ, whole, J, k_row, v_row, exponent,
-            E, KEYS, WIDTH, True, DESCRIBED, AHEAD,
+        d_q_QE = _descend(
+            q_QE, d_out_QE, lse2_Q, delta_Q, k, v, d_q_QE, whole, J, k_row, v_row, exponent,
+            E, KEYS, WIDTH, True, DESCRIBED,
         )  # fmt: skip
     _write(_head(d_q, index, heads, d_q_batch, d_q_head), d_q_QE * scale, start_q, Q, d_q_row, E, QUERIES, WIDTH)
 
@@ -347,9 +336,9 @@ _AMPERE = {
 }
 _HOPPER = {
     64: Tilings(
-        forward=Tiling(own=128, other=128, warps=8, stages=2, described=True),
-        keys=Tiling(own=128, other=64, warps=8, stages=2, described=True),
-        queries=Tiling(own=128, other=64, warps=8, stages=2, described=True),
+        forward=Tiling(own=64, other=128, warps=4, stages=2, described=True),
+        keys=Tiling(own=64, other=64, warps=4, stages=3, described=True),
+        queries=Tiling(own=64, other=64, warps=4, stages=3),
     ),
     128: Tilings(
         forward=Tiling(own=128, other=128, warps=8, stages=2, described=True),
@@ -446,7 +435,7 @@ def queries_launch(q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta, scale, d_q_B
         "d_q": d_q_BHQE, "scale": scale, "exponent": scale * _LOG2_E.value,
         "Q": queries, "padded": lse2.shape[-1], "J": k_BHJE.shape[2], "heads": heads,
         **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE, d_q=d_q_BHQE),
-        **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE), "AHEAD": tiling.ahead,
+        **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE),
     }  # fmt: skip
     return _launch(_queries_kernel, batch * heads * triton.cdiv(queries, tiling.own), arguments, tiling)
 

@@ -77,7 +77,7 @@ kernels() {
 
 block() {
     contentv bench block --profile --json | tee "$OUT/block.json" &&
-        contentv bench block --kernels reference --steps 2 --json | tee "$OUT/block-reference.json"
+        contentv bench block --profile --kernels joint_attention=gpu_triton --json | tee "$OUT/block-triton.json"
 }
 
 # Seconds that a stage may take; LIMIT overrides them all.

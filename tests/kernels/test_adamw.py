@@ -42,8 +42,8 @@ def test_twenty_steps_equal_torch(adamw, case, weight_decay, device):
             update.ema_decay * ema + (1 - update.ema_decay) * parameter.detach().double()
             for ema, parameter in zip(their_emas, theirs, strict=True)
         ]
-    # The reference works in torch's own order: one ULP of fp32. Others contract a multiply and its add into one rounding
-    # or divide by a root's reciprocal: four roundings in each of 20 steps, and near zero they count as at one.
+    # The reference works in torch's own order: one ULP of fp32. Others contract a multiply and its add into one
+    # rounding or take a root's reciprocal: four roundings in each of 20 steps, and near zero they count as at one.
     bound = 2.0**-23 if adamw.__module__.endswith("reference") and device == "cpu" else 80 * 2.0**-24
     for index, parameter in enumerate(theirs):
         state = optimizer.state[parameter]
