@@ -164,7 +164,7 @@ def forward_config(width: int) -> Config:
 
 
 def backward_config(width: int) -> Config:
-    return Config(rows=1024 // triton.next_power_of_2(width), warps=4, programs=8)
+    return Config(rows=2048 // triton.next_power_of_2(width), warps=4, programs=6)
 
 
 def forward(

@@ -34,24 +34,11 @@ LAYERS = 12
 """Tensors for the optimizer and the norm: a rank's share of a large model is many."""
 
 TILES = [(8, 512, 4), (4, 512, 4), (16, 128, 4), (16, 512, 8), (2, 1024, 4)]
-LOOPS = [
-    (4, 512, 4, 8, 1),
-    (4, 512, 4, 16, 1),
-    (4, 512, 4, 8, 3),
-    (8, 512, 8, 4, 1),
-    (16, 128, 4, 8, 1),
-    (2, 512, 2, 16, 1),
-]
-ROWS = [
-    (1, 8, 2, 3),
-    (1, 8, 2, 2),
-    (1, 8, 2, 1),
-    (1, 8, 3, 2),
-    (1, 4, 4, 2),
-    (1, 4, 4, 1),
-    (1, 16, 1, 3),
-    (1, 16, 2, 1),
-]
+"""(rows, columns, warps)"""
+LOOPS = [(4, 512, 4, 16, 1), (4, 512, 4, 8, 3), (8, 512, 8, 4, 1), (16, 128, 4, 8, 1), (2, 512, 2, 16, 1)]
+"""(rows, columns, warps, programs, stages)"""
+ROWS = [(1, 8, 2, 2), (1, 8, 2, 1), (1, 16, 2, 3), (1, 16, 2, 2), (1, 16, 2, 1), (1, 16, 1, 3), (1, 4, 3, 1)]
+"""(rows, warps, programs, stages)"""
 CONFIGS = {
     "gated_residual": (
         [Config(rows=rows, columns=columns, warps=warps) for rows, columns, warps in TILES],
@@ -265,7 +252,9 @@ def with_default(module, op: str, direction: str, inputs: dict) -> list[Config]:
     """The default configuration, then the others."""
     others = CONFIGS[op][direction == "backward"]
     choose = getattr(module, f"{direction}_config", None)
-    default = choose(next(iter(inputs.values())).shape[-1]) if choose else module.CONFIG
+    tokens = next(iter(inputs.values()))
+    sizes = (tokens.shape[-1], tokens.element_size()) if choose else ()
+    default = choose(*sizes[: choose.__code__.co_argcount]) if choose else module.CONFIG
     return [default, *(each for each in others if each != default)]
 
 
