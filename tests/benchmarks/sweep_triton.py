@@ -39,6 +39,8 @@ LOOPS = [(4, 512, 4, 16, 1), (4, 512, 4, 8, 3), (8, 512, 8, 4, 1), (16, 128, 4, 
 """(rows, columns, warps, programs, stages)"""
 ROWS = [(1, 8, 2, 2), (1, 8, 2, 1), (1, 16, 2, 3), (1, 16, 2, 2), (1, 16, 2, 1), (1, 16, 1, 3), (1, 4, 3, 1)]
 """(rows, warps, programs, stages)"""
+HEADS = [(32, 4, 3, 1), (16, 4, 5, 1), (16, 4, 10, 1), (16, 2, 6, 1), (64, 8, 2, 1), (32, 4, 3, 2)]
+"""(rows, warps, programs, stages)"""
 CONFIGS = {
     "gated_residual": (
         [Config(rows=rows, columns=columns, warps=warps) for rows, columns, warps in TILES],
@@ -58,17 +60,7 @@ CONFIGS = {
     ),
     "qk_norm_rope": (
         [Config(rows=rows, warps=warps) for rows, warps in ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2))],
-        [
-            Config(rows=r, warps=w, programs=p, stages=s)
-            for r, w, p, s in (
-                (16, 4, 8, 1),
-                (32, 4, 3, 1),
-                (32, 4, 6, 1),
-                (16, 2, 6, 1),
-                (16, 4, 16, 1),
-                (64, 8, 2, 1),
-            )
-        ],
+        [Config(rows=r, warps=w, programs=p, stages=s) for r, w, p, s in HEADS],
     ),
     "flow_noise": ([Config(rows=1, columns=columns, warps=warps) for columns, warps in ((1024, 4), (512, 4))], []),
     "flow_loss": (
