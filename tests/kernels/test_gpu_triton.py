@@ -162,7 +162,7 @@ def test_any_strides(load, op, spread, device):
 
     moved = {name: move(value) for name, value in arguments.items()}
     got = results(load(op), moved, None if op == "flow_loss" else spread)
-    assert_near(got, expected, ulps=8)
+    assert_near(got, expected, ulps=16)
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op not in NOT_DIFFERENTIABLE])
@@ -183,7 +183,7 @@ def test_a_gradient_of_one_value_for_all(load, op, device):
 
 
 SIZES = [
-    {"S": 1, "B": 1, "D": 1, "M": 1, "H": 1, "E": 2, "R": 1},
+    {"S": 1, "B": 1, "D": 3, "M": 1, "H": 1, "E": 2, "R": 1},
     {"S": 1, "B": 2, "D": 5, "M": 3, "H": 3, "E": 6, "R": 3},
     {"S": 33, "B": 1, "D": 130, "M": 600, "H": 2, "E": 64, "R": 32},
     {"S": 5, "B": 2, "D": 1025, "M": 513, "H": 1, "E": 128, "R": 64},
