@@ -105,6 +105,7 @@ def _backward(
 
 
 def forward_config(width: int) -> Config:
+    """Few warps a row: they wait for each other twice."""
     return Config(rows=max(1, 1024 // triton.next_power_of_2(width)), warps=2 if width <= 4096 else 8)
 
 
