@@ -58,7 +58,7 @@ def _backward(
 
 
 def forward_config(width: int) -> Config:
-    """Blocks of 512 columns waste a twentieth of the 8B model's widths, which are odd multiples of 128 and 512."""
+    """512 columns: five blocks of the 8B model's 2432, and a twentieth of the threads idle."""
     return Config(rows=8, columns=min(512, triton.next_power_of_2(width)), warps=4)
 
 

@@ -69,7 +69,7 @@ def _backward(
 
 
 def forward_config(width: int) -> Config:
-    """Blocks of 512 columns waste a twentieth of the 8B model's widths, which are odd multiples of 128 and 512."""
+    """512 columns: the 8B model's 9728 are 19 times as many."""
     return Config(rows=8, columns=min(512, triton.next_power_of_2(width)), warps=4)
 
 
