@@ -98,7 +98,7 @@ def gate(
             os.cpu_count(), multiprocessing.get_context("spawn"), initializer=_without_interpreter, initargs=(cache,)
         ) as pool,
     ):
-        listed = {module: pool.submit(count_compiled, module) for module in (*_modules(operations), CONTROLS)}
+        listed = {module: pool.submit(targets_of, module) for module in (*_modules(operations), CONTROLS)}
         tasks = list(_tasks(operations, architectures, {module: each.result() for module, each in listed.items()}))
         running: dict[Future, int] = {pool.submit(compile_task, task): place for place, task in enumerate(tasks)}
         results: dict[int, list[Row]] = {}
@@ -112,7 +112,9 @@ def _modules(operations: Sequence[str]) -> list[str]:
     return [f"{op}.gpu_triton" for op in operations if (op, "gpu_triton") in TABLE]
 
 
-def _tasks(operations: Sequence[str], architectures: Sequence[str], compiled: dict[str, int]) -> Iterator[Task]:
+def _tasks(
+    operations: Sequence[str], architectures: Sequence[str], compiled: dict[str, list[tuple[str, ...]]]
+) -> Iterator[Task]:
     """The controls and csrc/cuda first: each of its files takes as long as many kernels."""
     own = [arch for arch in architectures if arch in NVIDIA]
     controlled = [arch for arch in own if arch in CONTROL_ARCHITECTURES] or own[:1]
@@ -123,12 +125,12 @@ def _tasks(operations: Sequence[str], architectures: Sequence[str], compiled: di
                 yield Task(op=source.stem, arch=arch, source=source.name)
         for arch in controlled:
             yield Task(op=CONTROLS, arch=arch, source="control.cu", negative_control=True)
-    for index in range(compiled[CONTROLS]):
+    for index in range(len(compiled[CONTROLS])):
         for arch in controlled:
             yield Task(op=CONTROLS, arch=arch, module=CONTROLS, index=index, negative_control=True)
     for module in _modules(operations):
-        for index in range(max(1, compiled[module])):
-            for arch in architectures:
+        for index, targets in enumerate(compiled[module] or [()]):
+            for arch in (each for each in architectures if each in (targets or ARCHITECTURES)):
                 yield Task(op=module.partition(".")[0], arch=arch, module=module, index=index)
 
 
@@ -162,12 +164,13 @@ def _without_interpreter(cache: str) -> None:
     sys.stdout = sys.stderr  # stdout is for the one JSON value
 
 
-def count_compiled(module: str) -> int:
-    """Entries of a module's COMPILED; 0 if it cannot even be imported, which its one task will then tell."""
+def targets_of(module: str) -> list[tuple[str, ...]]:
+    """Chips that each entry of a module's COMPILED is meant for, () for all; none of it if it cannot even be imported,
+    which its one task will then tell."""
     try:
-        return len(_compiled(module))
+        return [compilation.targets for compilation in _compiled(module)]
     except Exception:
-        return 0
+        return []
 
 
 def _compiled(module: str) -> tuple:
@@ -199,7 +202,8 @@ def _triton_figures(compilation, arch: str) -> dict:
     promised = tuple(compilation.promises.get(arch, ()))
     if arch == AMD:
         return _amd_figures(made.asm["amdgcn"], made.metadata.shared, promised)
-    (figures,) = _read_cubin(made.asm["cubin"], promised).values()
+    multiplies = bool(promised) or re.search(r"\b(mma|wgmma|tcgen05)\.", made.asm["ptx"]) is not None
+    (figures,) = _read_cubin(made.asm["cubin"], promised, multiplies).values()
     return judged(figures | {"shared_bytes": made.metadata.shared}, arch, promised)
 
 
@@ -215,18 +219,26 @@ def judged(figures: dict, arch: str, promised: Sequence[str]) -> dict:
     return figures | {"ok": not short, "reason": "; ".join(short)}
 
 
-def _read_cubin(cubin: bytes, promised: Sequence[str]) -> dict[str, dict]:
-    """Function -> its figures, by the disassembler that Triton brings."""
+def _read_cubin(cubin: bytes, promised: Sequence[str] = (), multiplies: bool = False) -> dict[str, dict]:
+    """Function -> its figures, by the tools that Triton brings.
+
+    Disassembling takes longer than compiling, whatever the size: left out where it has nothing to count. A function
+    without a stack frame has nowhere to spill to.
+    """
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used = {name: tuple(map(int, numbers)) for name, *numbers in _USAGE.findall(said)}
-    code = dict(_CODE.findall(said))
+
+        def said(what: str) -> str:
+            return subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True).stdout
+
+        used = {name: tuple(map(int, numbers)) for name, *numbers in _USAGE.findall(said("--dump-resource-usage"))}
+        code = dict.fromkeys(used, "")
+        if multiplies or any(stack for _, stack, _ in used.values()):
+            code = dict(_CODE.findall(said("--dump-sass")))
     assert used and used.keys() == code.keys(), "cuobjdump prints usage and code of every function"
     return {name: _figures(*used[name], code[name], promised) for name in used}
 
@@ -279,7 +291,7 @@ def _cuda_rows(task: Task, row: Callable[..., Row]) -> Iterator[Row]:
         done = subprocess.run([_build_cuda().compiler(), *options], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc: {done.stdout}{done.stderr}")
-        functions = _read_cubin(cubin.read_bytes(), ())
+        functions = _read_cubin(cubin.read_bytes())
     for mangled, (name, arguments) in readable(list(functions)).items():
         yield row(kernel=name, config=arguments.replace("contentv::", ""), **judged(functions[mangled], task.arch, ()))
 

@@ -47,6 +47,8 @@ class Compilation:
     """Pointers to 16-byte boundaries and integers divisible by 16."""
     num_warps: int
     num_stages: int
+    targets: tuple[str, ...] = ()
+    """The chips it is meant for, of those in `promises`' keys; all of them if empty."""
     promises: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Target (sm_80, sm_90, sm_100, gfx942) -> instructions its machine code must hold: {"sm_90": ("HGMMA",)}."""
 
@@ -100,7 +102,9 @@ class Launch:
         if all(self.grid):
             self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
 
-    def compilation(self, config: str, promises: Mapping[str, tuple[str, ...]] | None = None) -> Compilation:
+    def compilation(
+        self, config: str, promises: Mapping[str, tuple[str, ...]] | None = None, targets: tuple[str, ...] = ()
+    ) -> Compilation:
         """What Triton compiles when this launch runs. Needs the kernel compiled, not interpreted."""
         signature, constants, aligned = {}, {}, set()
         for parameter in self.kernel.params:
@@ -113,7 +117,7 @@ class Launch:
                 aligned.add(name)
         return Compilation(
             kernel=self.kernel, config=config, signature=signature, constants=constants, aligned=frozenset(aligned),
-            num_warps=self.num_warps, num_stages=self.num_stages, promises=promises or {},
+            num_warps=self.num_warps, num_stages=self.num_stages, targets=targets, promises=promises or {},
         )  # fmt: skip
 
 

@@ -46,9 +46,9 @@ COMPILED = (
 )  # fmt: skip
 
 CUDA_SOURCE = """
-__global__ void chosen_of_many(const int* places, float* values) {
-    float kept[64];
-    for (int i = 0; i < 64; ++i) kept[i] = values[i];
-    values[threadIdx.x] = kept[places[threadIdx.x]];  // registers have no addresses: the array goes on the stack
+__global__ void chosen_of_many(const int* places, const float* values, float* sums) {
+    float kept[64] = {};
+    for (int i = 0; i < 256; ++i) kept[places[i]] += values[i];  // registers have no addresses: it goes on the stack
+    for (int i = 0; i < 64; ++i) sums[i] = kept[i];
 }
 """

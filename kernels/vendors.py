@@ -58,10 +58,10 @@ def flash_attn_refusal() -> str | None:
 
 def flash_attn_generation(major: int) -> int | None:
     """The newest generation of flash-attn here that was made for a chip of this major number; None if there is none."""
-    if major >= 10 and _version("flash-attn-4") is not None:
-        return 4
     if major == 9 and find_spec("flash_attn_interface") is not None:
         return 3
+    if major >= 9 and _version("flash-attn-4") is not None:
+        return 4
     found = _version("flash-attn")
     return 2 if found is not None and Version(found) >= Version(_FLASH_2) else None
 

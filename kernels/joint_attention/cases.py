@@ -17,6 +17,11 @@ CASES = (
     *(_joint_queries(case) for case in MODEL_CASES),
     *(_video_queries(case) for case in (QUICKSTART, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD)),
     ODD.but("more queries than keys", Q=23, J=5),
+    ODD.but("whole blocks", B=1, H=2, E=64, Q=128, J=256),
+    ODD.but("blocks and a rest", B=2, H=1, E=64, Q=131, J=197),
+    ODD.but("the widest head", B=1, H=1, E=128, Q=70, J=150),
+    ODD.but("the narrowest tile", B=1, H=3, E=16, Q=129, J=65),
+    ODD.but("a width between", B=1, H=2, E=24, Q=65, J=131),
 )
 
 

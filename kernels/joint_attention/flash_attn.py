@@ -1,6 +1,6 @@
-"""Joint attention by Dao-AILab's flash-attn: generation 2, 3 on sm_90, 4 on sm_100, whichever is newest and here.
+"""Joint attention by Dao-AILab's flash-attn: generation 2, 3 or 4 on sm_90, 4 on sm_100, whichever is here.
 
-Its own sums are asked for in a fixed order (`deterministic`).
+Sums in a fixed order are asked for (`deterministic`); generation 4, in its first releases, heeds that on sm_100 alone.
 """
 
 from importlib import import_module
@@ -8,7 +8,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ..vendors import flash_attn_generation
+from ..vendors import flash_attn_generation, flash_attn_refusal
 from .vendor import Vendor, backend
 
 _MODULES = {2: "flash_attn.flash_attn_interface", 3: "flash_attn_interface", 4: "flash_attn.cute.interface"}
@@ -76,5 +76,5 @@ def _backward_4(module, d_out, q, k, v, out, lse, scale):
     return module._flash_attn_bwd(q, k, v, out, d_out, lse, softmax_scale=scale, causal=False, deterministic=True)[:3]
 
 
-if torch.cuda.is_available():
+if flash_attn_refusal() is None:
     joint_attention = backend(vendor(flash_attn_generation(torch.cuda.get_device_capability()[0])))

@@ -13,6 +13,7 @@ Tiles come through tensor descriptors (Hopper's copy engine) where the strides a
 1. Other strides are read through pointers; a last stride other than 1 is copied first.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,16 +21,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compilation import Launch
+from ..compilation import Compilation, Launch, on_meta
 from .operator import operator
 
-_LOG2_E = 1.4426950408889634
-_LN_2 = 0.6931471805599453
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
 _WIDEST = 128
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_FIRST_WITH_COPY_ENGINE = 9
-_PADDING = 128
+_PADDING = 256
 """The constants of queries are stored for a multiple of this many queries: no block of them is larger."""
+_CONSTANTS_BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,10 @@ class Tiling:
     warps: int
     stages: int
     """Blocks of the other side on their way at once."""
+    described: bool = False
+    """Tiles come through tensor descriptors where the strides allow it."""
     ahead: bool = False
+    """d_q only: the product d_out v^T of the next block is under way while this block's scores are waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +77,8 @@ def _open(base, tokens, row_stride, E: tl.constexpr, BLOCK: tl.constexpr, WIDTH:
 
 @triton.jit
 def _addresses(base, start, row_stride, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    first = base + tl.cast(start, tl.int64) * row_stride  # 64 bits once a block, 32 inside
-    return first + tl.arange(0, BLOCK)[:, None] * row_stride + tl.arange(0, WIDTH)[None, :]
+    rows = tl.cast(start, tl.int64) + tl.arange(0, BLOCK)  # a row is B*H*E values from the next: 32 bits can overflow
+    return base + rows[:, None] * row_stride + tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit
@@ -172,7 +176,7 @@ def _forward_kernel(
         _head(out, index, heads, out_batch, out_head), acc_QE / total_Q[:, None], start_q, Q, out_row, E, QUERIES, WIDTH
     )
     rows = start_q + tl.arange(0, QUERIES)
-    lse_Q = (highest_Q + tl.log2(total_Q)) * 0.6931471805599453  # ln 2
+    lse_Q = (highest_Q + tl.log2(total_Q)) * _LN_2
     tl.store(lse + index.to(tl.int64) * Q + rows, lse_Q, mask=rows < Q)
 
 
@@ -201,7 +205,7 @@ def _constants_kernel(
         delta_Q -= tl.load(d_lse + row * Q + rows, mask=exists, other=0.0)
     lse_Q = tl.load(lse + row * Q + rows, mask=exists, other=float("inf"))
     tl.store(delta + row * padded + rows, delta_Q)
-    tl.store(lse2 + row * padded + rows, lse_Q * 1.4426950408889634)  # log2(e)
+    tl.store(lse2 + row * padded + rows, lse_Q * _LOG2_E)
 
 
 @triton.jit
@@ -331,44 +335,44 @@ def _queries_kernel(
 
 _AMPERE = {
     64: Tilings(
-        forward=Tiling(own=128, other=64, warps=4, stages=3),
-        keys=Tiling(own=64, other=64, warps=4, stages=2),
-        queries=Tiling(own=64, other=64, warps=4, stages=3),
+        forward=Tiling(own=128, other=64, warps=8, stages=3),
+        keys=Tiling(own=128, other=32, warps=8, stages=2),
+        queries=Tiling(own=128, other=32, warps=8, stages=2),
     ),
     128: Tilings(
-        forward=Tiling(own=128, other=64, warps=8, stages=2),
-        keys=Tiling(own=64, other=64, warps=8, stages=1),
-        queries=Tiling(own=64, other=64, warps=4, stages=1),
+        forward=Tiling(own=128, other=64, warps=8, stages=3),
+        keys=Tiling(own=128, other=16, warps=8, stages=2),
+        queries=Tiling(own=128, other=16, warps=8, stages=2),
     ),
 }
 _HOPPER = {
     64: Tilings(
-        forward=Tiling(own=128, other=128, warps=8, stages=2),
-        keys=Tiling(own=128, other=64, warps=8, stages=2),
-        queries=Tiling(own=128, other=64, warps=8, stages=2),
+        forward=Tiling(own=128, other=128, warps=8, stages=2, described=True),
+        keys=Tiling(own=128, other=64, warps=8, stages=2, described=True),
+        queries=Tiling(own=128, other=64, warps=8, stages=2, described=True),
     ),
     128: Tilings(
-        forward=Tiling(own=128, other=128, warps=8, stages=2),
-        keys=Tiling(own=64, other=64, warps=8, stages=2),
-        queries=Tiling(own=128, other=64, warps=8, stages=2),
+        forward=Tiling(own=128, other=128, warps=8, stages=2, described=True),
+        keys=Tiling(own=64, other=64, warps=8, stages=2, described=True),
+        queries=Tiling(own=128, other=64, warps=8, stages=2, described=True),
     ),
 }
-_BLACKWELL = _HOPPER
 _EXACT = {
     64: Tilings(
-        forward=Tiling(own=64, other=32, warps=4, stages=1),
-        keys=Tiling(own=32, other=32, warps=4, stages=1),
-        queries=Tiling(own=32, other=32, warps=4, stages=1),
+        forward=Tiling(own=32, other=32, warps=8, stages=1),
+        keys=Tiling(own=32, other=32, warps=8, stages=1),
+        queries=Tiling(own=32, other=32, warps=8, stages=1),
     ),
     128: Tilings(
-        forward=Tiling(own=32, other=32, warps=4, stages=1),
-        keys=Tiling(own=32, other=32, warps=8, stages=1),
-        queries=Tiling(own=32, other=32, warps=4, stages=1),
+        forward=Tiling(own=16, other=16, warps=8, stages=1),
+        keys=Tiling(own=16, other=16, warps=8, stages=1),
+        queries=Tiling(own=16, other=16, warps=8, stages=1),
     ),
 }
-"""float32: no matrix instruction is that exact, so the products run on the ordinary units."""
-_GENERATIONS = {9: _HOPPER, 10: _BLACKWELL}
-"""By the major compute capability; all others take Ampere's, whose shared memory (under 100 KiB) every one has."""
+"""float32, for comparison and not for speed: no matrix instruction is that exact, so the products run on the ordinary
+units, for which Triton keeps whole rows in registers and spills."""
+_GENERATIONS = {8: _AMPERE, 9: _HOPPER, 10: _HOPPER}
+"""By the major compute capability; others take Ampere's, whose shared memory (under 100 KiB) every one has."""
 
 
 def tilings(dtype: torch.dtype, width: int, major: int) -> Tilings:
@@ -403,7 +407,7 @@ def backward(
 def forward_launch(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tiling: Tiling) -> Launch:
     batch, heads, queries, _ = q_BHQE.shape
     arguments = {
-        "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "out": out_BHQE, "lse": lse_BHQ, "exponent": scale * _LOG2_E,
+        "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "out": out_BHQE, "lse": lse_BHQ, "exponent": scale * _LOG2_E.value,
         "Q": queries, "J": k_BHJE.shape[2], "heads": heads,
         **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, out=out_BHQE),
         **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE),
@@ -416,9 +420,9 @@ def constants_launch(out_BHQE, d_out_BHQE, lse_BHQ, d_lse_BHQ, lse2, delta) -> L
     arguments = {
         "out": out_BHQE, "d_out": d_out_BHQE, "lse": lse_BHQ, "d_lse": d_lse_BHQ, "lse2": lse2, "delta": delta,
         "Q": queries, "padded": lse2.shape[-1], "heads": heads, **_strides(out=out_BHQE, d_out=d_out_BHQE),
-        "E": width, "WIDTH": _padded_width(width), "QUERIES": _PADDING,
+        "E": width, "WIDTH": _padded_width(width), "QUERIES": _CONSTANTS_BLOCK,
     }  # fmt: skip
-    grid = batch * heads * (lse2.shape[-1] // _PADDING)
+    grid = batch * heads * (lse2.shape[-1] // _CONSTANTS_BLOCK)
     return Launch(kernel=_constants_kernel, grid=(grid,), arguments=arguments, num_warps=4, num_stages=1)
 
 
@@ -427,7 +431,7 @@ def keys_launch(q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta, scale, d_k_BHJE
     assert d_k_BHJE.stride() == d_v_BHJE.stride(), "operator.py allocates the two alike"
     arguments = {
         "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "d_out": d_out_BHQE, "lse2": lse2, "delta": delta,
-        "d_k": d_k_BHJE, "d_v": d_v_BHJE, "scale": scale, "exponent": scale * _LOG2_E,
+        "d_k": d_k_BHJE, "d_v": d_v_BHJE, "scale": scale, "exponent": scale * _LOG2_E.value,
         "Q": queries, "padded": lse2.shape[-1], "J": k_BHJE.shape[2], "heads": heads,
         **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE, d_k=d_k_BHJE),
         **_tile("KEYS", "QUERIES", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE),
@@ -439,7 +443,7 @@ def queries_launch(q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta, scale, d_q_B
     batch, heads, queries, _ = q_BHQE.shape
     arguments = {
         "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "d_out": d_out_BHQE, "lse2": lse2, "delta": delta,
-        "d_q": d_q_BHQE, "scale": scale, "exponent": scale * _LOG2_E,
+        "d_q": d_q_BHQE, "scale": scale, "exponent": scale * _LOG2_E.value,
         "Q": queries, "padded": lse2.shape[-1], "J": k_BHJE.shape[2], "heads": heads,
         **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE, d_q=d_q_BHQE),
         **_tile("QUERIES", "KEYS", tiling, q_BHQE, k_BHJE, v_BHJE, d_out_BHQE), "AHEAD": tiling.ahead,
@@ -466,7 +470,7 @@ def _tile(own: str, other: str, tiling: Tiling, *tensors: Tensor) -> dict:
     width = tensors[0].shape[-1]
     return {
         "E": width, "WIDTH": _padded_width(width), own: tiling.own, other: tiling.other,
-        "DESCRIBED": all(map(_is_describable, tensors)),
+        "DESCRIBED": tiling.described and all(map(_is_describable, tensors)),
     }  # fmt: skip
 
 
@@ -476,8 +480,6 @@ def _padded_width(width: int) -> int:
 
 def _is_describable(tensor_BHSE: Tensor) -> bool:
     """Whether the copy engine takes it: 16-byte address and strides, rows apart from each other."""
-    if tensor_BHSE.is_cuda and _major(tensor_BHSE) < _FIRST_WITH_COPY_ENGINE:
-        return False
     size = tensor_BHSE.element_size()
     return (
         tensor_BHSE.data_ptr() % 16 == 0
@@ -522,5 +524,46 @@ def _run(beside: Tensor, *launches: Launch) -> None:
         for launch in launches:
             launch.run()
 
+
+# ---- ahead of time -------------------------------------------------------------------------------------------------
+
+_PROMISES = {"sm_80": ("HMMA",), "sm_90": ("HGMMA", "UTMALDG"), "sm_100": ("UTCHMMA", "UTMALDG")}
+_COMPILED_FOR = {8: ("sm_80", "gfx942"), 9: ("sm_90",), 10: ("sm_100",)}
+_TOKENS = 41805
+
+
+def _compiled(major: int, dtype: torch.dtype, width: int) -> Iterator[Compilation]:
+    """The kernels of one generation for the model's longest clip, 38 heads of this width."""
+    tokens_BHSE = on_meta(dtype, _TOKENS, 1, 38, width).permute(1, 2, 0, 3)
+    lse_BHQ = on_meta(torch.float32, 1, 38, _TOKENS)
+    constants = _constants_of(tokens_BHSE)
+    inputs = (tokens_BHSE,) * 3
+    chosen = tilings(dtype, width, major)
+    launches = (
+        forward_launch(*inputs, 0.125, tokens_BHSE, lse_BHQ, chosen.forward),
+        keys_launch(*inputs, tokens_BHSE, *constants, 0.125, tokens_BHSE, tokens_BHSE, chosen.keys),
+        queries_launch(*inputs, tokens_BHSE, *constants, 0.125, tokens_BHSE, chosen.queries),
+    )
+    for launch in launches:
+        described = "descriptors" if launch.arguments["DESCRIBED"] else "pointers"
+        promises = {
+            target: tuple(each for each in instructions if launch.arguments["DESCRIBED"] or each != "UTMALDG")
+            for target, instructions in _PROMISES.items()
+        }
+        label = f"E {width}, {dtype}, {described}"
+        yield launch.compilation(label, promises, _COMPILED_FOR[major])
+    if major == min(_COMPILED_FOR):
+        for d_lse_BHQ in (None, lse_BHQ):
+            launch = constants_launch(tokens_BHSE, tokens_BHSE, lse_BHQ, d_lse_BHQ, *constants)
+            yield launch.compilation(f"E {width}, {dtype}" + ("" if d_lse_BHQ is None else ", d_lse"))
+
+
+COMPILED: tuple[Compilation, ...] = tuple(
+    each
+    for dtype, width in ((torch.bfloat16, 64), (torch.float16, 64), (torch.bfloat16, 128), (torch.bfloat16, 14))
+    for major in _COMPILED_FOR
+    if hasattr(_forward_kernel, "params")  # interpreted functions have none, and nothing to compile
+    for each in _compiled(major, dtype, width)
+)
 
 joint_attention = operator("gpu_triton", forward, backward)

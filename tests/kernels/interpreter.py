@@ -10,9 +10,9 @@ import numpy
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
-_untouched_dot = InterpreterBuilder.create_dot
-_untouched_cast = InterpreterBuilder.cast_impl
-_untouched_call = InterpretedFunction.__call__
+untouched_dot = InterpreterBuilder.create_dot
+untouched_cast = InterpreterBuilder.cast_impl
+untouched_call = InterpretedFunction.__call__
 _HALF = 16
 """Bits that bfloat16 has fewer than float32."""
 
@@ -39,7 +39,7 @@ def rounded(values: numpy.ndarray) -> numpy.ndarray:
 
 def _dot(self, a, b, accumulator, input_precision, max_num_imprecise_acc):
     if tl.bfloat16 not in (a.dtype.scalar, b.dtype.scalar):
-        return _untouched_dot(self, a, b, accumulator, input_precision, max_num_imprecise_acc)
+        return untouched_dot(self, a, b, accumulator, input_precision, max_num_imprecise_acc)
     a, b = (widened(each.data) if each.dtype.scalar == tl.bfloat16 else each.data for each in (a, b))
     return TensorHandle(numpy.matmul(a, b) + accumulator.data, accumulator.dtype.scalar)
 
@@ -47,10 +47,10 @@ def _dot(self, a, b, accumulator, input_precision, max_num_imprecise_acc):
 def _cast(self, source, kind):
     if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
         return TensorHandle(rounded(source.data), tl.bfloat16)
-    return _untouched_cast(self, source, kind)
+    return untouched_cast(self, source, kind)
 
 
 def _call_from_a_kernel(self, *arguments, **named):
     if self.fn.__module__.startswith("triton."):
-        return _untouched_call(self, *arguments, **named)
+        return untouched_call(self, *arguments, **named)
     return self.rewrite()(*arguments, **named)

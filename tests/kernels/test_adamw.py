@@ -44,14 +44,16 @@ def test_twenty_steps_equal_torch(adamw, case, weight_decay, device, request):
             update.ema_decay * ema + (1 - update.ema_decay) * parameter.detach().double()
             for ema, parameter in zip(their_emas, theirs, strict=True)
         ]
+    # The reference works in torch's own order: one ULP of fp32. Others contract a multiply and its add into one rounding
+    # or divide by a root's reciprocal: four roundings in each of 20 steps, and near zero they count as at one.
+    bound = 2.0**-23 if adamw.__module__.endswith("reference") and device == "cpu" else 80 * 2.0**-24
     for index, parameter in enumerate(theirs):
         state = optimizer.state[parameter]
-        # One ULP of fp32: the order of operations is torch's own. Near zero a difference of two values counts.
-        torch.testing.assert_close(masters[index], parameter.detach(), rtol=2**-23, atol=2**-22)
-        torch.testing.assert_close(moments1[index], state["exp_avg"], rtol=2**-22, atol=2**-24)
-        torch.testing.assert_close(moments2[index], state["exp_avg_sq"], rtol=2**-21, atol=1e-12)
+        torch.testing.assert_close(masters[index], parameter.detach(), rtol=bound, atol=bound)
+        torch.testing.assert_close(moments1[index], state["exp_avg"], rtol=bound, atol=bound)
+        torch.testing.assert_close(moments2[index], state["exp_avg_sq"], rtol=bound, atol=bound**2)
         # The average rounds to fp32 in each of the 20 steps.
-        torch.testing.assert_close(emas[index].double(), their_emas[index], rtol=20 * 2**-24, atol=1e-6)
+        torch.testing.assert_close(emas[index].double(), their_emas[index], rtol=20 * 2**-24, atol=2 * bound)
 
 
 def test_clipping_comes_before_the_moments(adamw, device):
