@@ -133,11 +133,7 @@ def runs(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
     return fill
 
 
-KINDS = (
-    (torch.bfloat16, torch.bfloat16),
-    (torch.bfloat16, torch.float32),
-    (torch.float32, torch.float32),
-)
+KINDS = ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32))
 """(tokens, rows of modulation, gains or biases): the dtypes that training comes with."""
 
 

@@ -28,10 +28,11 @@ def _update_block(
     value = tl.load(places(master, place, ALIGNED), mask=there) * decay
     first = tl.load(places(moment1, place, ALIGNED), mask=there)
     second = tl.load(places(moment2, place, ALIGNED), mask=there)
-    first += (g - first) * beta1_rest
+    # Rounded where torch's kernels round: left to itself the compiler would fuse the decay rather than the step.
+    first = tl.fma(g - first, beta1_rest, first)
     second = second * beta2 + beta2_rest * g * g
     denominator = tl.div_rn(tl.sqrt_rn(second), root_correction2) + epsilon
-    value -= rate * tl.div_rn(first, denominator)
+    value = tl.fma(tl.div_rn(first, denominator), -rate, value)
     tl.store(places(moment1, place, ALIGNED), first, mask=there)
     tl.store(places(moment2, place, ALIGNED), second, mask=there)
     tl.store(places(master, place, ALIGNED), value, mask=there)

@@ -105,12 +105,15 @@ def _backward(
 
 
 def forward_config(width: int) -> Config:
+    """Few warps a row: they wait for each other twice."""
     return Config(rows=max(1, 1024 // triton.next_power_of_2(width)), warps=2 if width <= 4096 else 8)
 
 
-def backward_config(width: int) -> Config:
+def backward_config(width: int, bytes_each: int) -> Config:
+    """As many warps as take the first part with 16 bytes a thread: the sums leave registers for no more."""
     rows = max(1, 1024 // triton.next_power_of_2(width))
-    return Config(rows=rows, warps=8 if width > 1024 else 4, stages=3, programs=2 if width > 1024 else 4)
+    warps = min(max(rows * two_parts(width)[0] * bytes_each // 512, 4), 16)
+    return Config(rows=rows, warps=warps, stages=3, programs=16 // warps)
 
 
 def forward(
@@ -138,7 +141,7 @@ def backward(
     d_update_SBD, d_shift_BD, d_scale_BD, config: Config | None = None,
 ) -> Iterator[Launch]:  # fmt: skip
     tokens, samples, width = out_SBD.shape
-    config = config or backward_config(width)
+    config = config or backward_config(width, out_SBD.element_size())
     head, tail = two_parts(width)
     programs = programs_sharing(tokens, config, out_SBD, samples)
     partials = out_SBD.new_empty(3, programs, samples * width, dtype=torch.float32)

@@ -34,24 +34,13 @@ LAYERS = 12
 """Tensors for the optimizer and the norm: a rank's share of a large model is many."""
 
 TILES = [(8, 512, 4), (4, 512, 4), (16, 128, 4), (16, 512, 8), (2, 1024, 4)]
-LOOPS = [
-    (4, 512, 4, 8, 1),
-    (4, 512, 4, 16, 1),
-    (4, 512, 4, 8, 3),
-    (8, 512, 8, 4, 1),
-    (16, 128, 4, 8, 1),
-    (2, 512, 2, 16, 1),
-]
-ROWS = [
-    (1, 8, 2, 3),
-    (1, 8, 2, 2),
-    (1, 8, 2, 1),
-    (1, 8, 3, 2),
-    (1, 4, 4, 2),
-    (1, 4, 4, 1),
-    (1, 16, 1, 3),
-    (1, 16, 2, 1),
-]
+"""(rows, columns, warps)"""
+LOOPS = [(4, 512, 4, 16, 1), (4, 512, 4, 8, 3), (8, 512, 8, 4, 1), (16, 128, 4, 8, 1), (2, 512, 2, 16, 1)]
+"""(rows, columns, warps, programs, stages)"""
+ROWS = [(1, 8, 2, 2), (1, 8, 2, 1), (1, 16, 2, 3), (1, 16, 2, 2), (1, 16, 2, 1), (1, 16, 1, 3), (1, 4, 3, 1)]
+"""(rows, warps, programs, stages)"""
+HEADS = [(32, 4, 3, 1), (16, 4, 5, 1), (16, 4, 10, 1), (16, 2, 6, 1), (64, 8, 2, 1), (32, 4, 3, 2)]
+"""(rows, warps, programs, stages)"""
 CONFIGS = {
     "gated_residual": (
         [Config(rows=rows, columns=columns, warps=warps) for rows, columns, warps in TILES],
@@ -71,17 +60,7 @@ CONFIGS = {
     ),
     "qk_norm_rope": (
         [Config(rows=rows, warps=warps) for rows, warps in ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2))],
-        [
-            Config(rows=r, warps=w, programs=p, stages=s)
-            for r, w, p, s in (
-                (16, 4, 8, 1),
-                (32, 4, 3, 1),
-                (32, 4, 6, 1),
-                (16, 2, 6, 1),
-                (16, 4, 16, 1),
-                (64, 8, 2, 1),
-            )
-        ],
+        [Config(rows=r, warps=w, programs=p, stages=s) for r, w, p, s in HEADS],
     ),
     "flow_noise": ([Config(rows=1, columns=columns, warps=warps) for columns, warps in ((1024, 4), (512, 4))], []),
     "flow_loss": (
@@ -265,7 +244,9 @@ def with_default(module, op: str, direction: str, inputs: dict) -> list[Config]:
     """The default configuration, then the others."""
     others = CONFIGS[op][direction == "backward"]
     choose = getattr(module, f"{direction}_config", None)
-    default = choose(next(iter(inputs.values())).shape[-1]) if choose else module.CONFIG
+    tokens = next(iter(inputs.values()))
+    sizes = (tokens.shape[-1], tokens.element_size()) if choose else ()
+    default = choose(*sizes[: choose.__code__.co_argcount]) if choose else module.CONFIG
     return [default, *(each for each in others if each != default)]
 
 

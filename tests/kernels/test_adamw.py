@@ -18,7 +18,9 @@ def adamw(request, backend):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("case", [SINGLE, ODD, QUICKSTART], ids=str)
-def test_twenty_steps_equal_torch(adamw, case, weight_decay, device):
+def test_twenty_steps_equal_torch(adamw, case, weight_decay, device, request):
+    if request.node.callspec.params["adamw"] == "gpu_triton" and device == "cpu" and case is QUICKSTART:
+        pytest.skip("half a million values a step are too many for Triton's interpreter")
     arguments = inputs(case, device=device)
     masters, update = arguments["masters"], replace(arguments["update"], weight_decay=weight_decay)
     theirs = [torch.nn.Parameter(master.clone()) for master in masters]
