@@ -29,7 +29,10 @@ COMPILED = "inductor"
 """The rival that every machine has: torch.compile of the reference."""
 _ROUNDS = 5
 _QUEUED = 10
-_PAUSE_CYCLES = 20_000_000  # about 10 ms: ten calls through the dispatcher and autograd take the host less
+_PAUSE = 0.01
+"""Seconds: ten calls through the dispatcher and autograd take the host less."""
+_CYCLES = 2e9
+"""Of a device's clock in a second, no less."""
 _CACHES = 4
 """Inputs rotate through at least so many times the device's last cache: a kernel must fetch what it reads."""
 
@@ -43,6 +46,8 @@ class KernelBenchmark:
     """model: those the model passes, the 8B model's on an accelerator; odd: sizes that no tile divides."""
     device: torch.device
     dtype: torch.dtype
+    cases: tuple[str, ...] = ()
+    """Only those whose name holds one of these."""
     seconds: float = 0.2
     """For each backend, case and direction, after a first call."""
     backends: tuple[str, ...] = ()
@@ -109,6 +114,8 @@ def measure_kernels(wanted: KernelBenchmark, roof: Roof) -> Iterator[Row]:
 
 
 def _is_wanted(case: Case, wanted: KernelBenchmark) -> bool:
+    if wanted.cases and not any(part in case.name for part in wanted.cases):
+        return False
     if wanted.shapes == "odd":
         return case.name.startswith("odd")
     if case.name.startswith(("odd", "single")):
@@ -248,11 +255,21 @@ def _waited(call: Callable, device: torch.device) -> list[float]:
 
 
 def _queued(call: Callable, _device: torch.device) -> list[float]:
-    """Several calls behind a pause long enough for the host to queue them all: its own time is in none of them."""
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(_QUEUED + 1)]
-    torch.cuda._sleep(_PAUSE_CYCLES)
+    """Several calls behind a pause long enough for the host to queue them all: its own time is in none of them.
+
+    A call that takes longer than the pause is timed alone.
+    """
+    alone = _between_events([call])
+    if alone[0] > _PAUSE:
+        return alone
+    torch.cuda._sleep(int(_PAUSE * _CYCLES))
+    return _between_events([call] * _QUEUED)
+
+
+def _between_events(calls: list[Callable]) -> list[float]:
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(calls) + 1)]
     events[0].record()
-    for event in events[1:]:
+    for call, event in zip(calls, events[1:], strict=True):
         call()
         event.record()
     torch.cuda.synchronize()

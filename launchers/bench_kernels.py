@@ -26,6 +26,7 @@ def add_parser(commands) -> None:
                         help="only this one (may be repeated); inductor: torch.compile of the reference")  # fmt: skip
     shapes = "model: what the model passes, on an accelerator the 8B model's; odd: what no tile divides"
     parser.add_argument("--shapes", choices=("model", "odd"), default="model", help=shapes)
+    parser.add_argument("--case", action="append", metavar="PART", help="only cases whose name holds this (repeatable)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 on an accelerator, fp32 on a CPU")
     parser.add_argument("--device", choices=("cpu", "cuda", "npu"), help="default: the accelerator, if there is one")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each backend, case and direction; default 0.2")
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         shapes=options.shapes,
         device=device,
         dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name],
+        cases=tuple(options.case or ()),
         seconds=options.seconds,
         backends=tuple(options.backend or ()),
     )

@@ -68,10 +68,15 @@ triton() { "$PYTHON" tests/benchmarks/sweep_triton.py --out "$OUT/triton.json"; 
 attention() { "$PYTHON" tests/benchmarks/sweep_attention.py --out "$OUT/attention.json"; }
 
 kernels() {
-    local status=0
-    contentv bench kernels --dtype bf16 --out "$OUT/kernels-bf16.json" || status=1
-    contentv bench kernels --dtype fp32 --op gradient_norm --op adamw --out "$OUT/kernels-fp32.json" || status=1
+    local status=0 token_ops=()
+    for op in qk_norm_rope modulated_norm gated_residual gated_residual_norm mlp_gelu flow_noise flow_loss; do
+        token_ops+=(--op "$op")
+    done
+    contentv bench kernels --op joint_attention --case "x125, joint" --out "$OUT/kernels-attention.json" \
+        --backend gpu_triton --backend sdpa_cudnn --backend sdpa_flash --backend flash_attn || status=1
+    contentv bench kernels --op gradient_norm --op adamw --out "$OUT/kernels-optimizer.json" || status=1
     "$PYTHON" tests/benchmarks/reproducible_attention.py || status=1
+    contentv bench kernels "${token_ops[@]}" --case x125 --out "$OUT/kernels-tokens.json" || status=1
     return $status
 }
 
