@@ -112,9 +112,13 @@ def open_session(config: RunConfig) -> Session:
     empty_caption = _empty_caption(dataset, mesh)
     stored = checkpoint.verify(last, tensor_digests(last), mesh) if last else None
     kernels = agreed_kernels(
-        mesh, facts.kernels if facts else config.kernels.wishes(), DTYPES[config.trainer.precision]
+        mesh,
+        facts.kernels if facts else config.kernels.wishes(),
+        DTYPES[config.trainer.precision],
+        repeatable=config.kernels.repeatable,
     )
-    config = replace(config, kernels=KernelConfig(wish=tuple(f"{op}={name}" for op, name in kernels.choices().items())))
+    named = tuple(f"{op}={name}" for op, name in kernels.choices().items())
+    config = replace(config, kernels=KernelConfig(wish=named, repeatable=config.kernels.repeatable))
 
     model, optimizer = build_training(config, mesh, kernels)
     if stored:
@@ -193,26 +197,28 @@ def adamw_settings(config: OptimizerConfig) -> AdamWSettings:
     )
 
 
-def agreed_kernels(mesh: Mesh, wishes: Mapping[str, str], dtype: torch.dtype = torch.float32) -> KernelSet:
+def agreed_kernels(
+    mesh: Mesh, wishes: Mapping[str, str], dtype: torch.dtype = torch.float32, *, repeatable: bool = True
+) -> KernelSet:
     """What rank 0 chooses, on every rank: one that lacks a library would compute other bits than the rest.
 
     Raises ValueError, on all ranks alike, if rank 0 can not choose or another rank can not run its choice.
     """
-    (chosen, refused), *_ = mesh.gathered(_chosen(mesh, wishes, dtype))
+
+    def asked(wishes: Mapping[str, str]) -> tuple[dict[str, str] | None, str | None]:
+        """The choice, or why there is none."""
+        try:
+            return choose(mesh.device.type, wishes, dtype=dtype, repeatable=repeatable).choices(), None
+        except ValueError as error:
+            return None, str(error)
+
+    (chosen, refused), *_ = mesh.gathered(asked(wishes))
     if refused is None:
-        everyone = mesh.gathered(_chosen(mesh, chosen, dtype))
+        everyone = mesh.gathered(asked(chosen))
         refused = next((f"rank {rank}: {reason}" for rank, (_, reason) in enumerate(everyone) if reason), None)
     if refused is not None:
         raise ValueError(refused)
     return choose(mesh.device.type, chosen, dtype=dtype)
-
-
-def _chosen(mesh: Mesh, wishes: Mapping[str, str], dtype: torch.dtype) -> tuple[dict[str, str] | None, str | None]:
-    """The choice, or why there is none."""
-    try:
-        return choose(mesh.device.type, wishes, dtype=dtype).choices(), None
-    except ValueError as error:
-        return None, str(error)
 
 
 def check_agreement(config: RunConfig, dataset: ShardDataset, mesh: Mesh) -> None:

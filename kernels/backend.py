@@ -31,6 +31,8 @@ class Backend:
     """None if this machine can run it, else the reason why not, in words for the start-up table."""
     dtypes: tuple[torch.dtype, ...] = ()
     """What it computes in, where that is less than its contract; empty: everything."""
+    repeats: bool = True
+    """Whether two calls on the same tensors give the same bits: one that adds with atomics does not."""
 
     @classmethod
     def beside(
@@ -40,6 +42,8 @@ class Backend:
         devices: tuple[str, ...],
         refusal: Callable[[], str | None] = _never,
         dtypes: tuple[torch.dtype, ...] = (),
+        *,
+        repeats: bool = True,
     ) -> "Backend":
         """The backend in file `name`.py of the package `contract`; its function has the operation's name."""
         op = contract.rpartition(".")[2]
@@ -47,7 +51,7 @@ class Backend:
         def load() -> Callable:
             return getattr(import_module(f"{contract}.{name}"), op)
 
-        return cls(op=op, name=name, devices=devices, load=load, refusal=refusal, dtypes=dtypes)
+        return cls(op=op, name=name, devices=devices, load=load, refusal=refusal, dtypes=dtypes, repeats=repeats)
 
     def refuses(self, device: str, dtype: torch.dtype | None = None) -> str | None:
         """Why it cannot run on this device type here, on tensors of this dtype (None: of those it takes); None if it

@@ -1,7 +1,7 @@
 """Named shapes for tests and benchmarks, and the inputs drawn for them.
 
 Letters are the project's legend: B batch, F frames, Y rows, X columns (of the latent), S video tokens, T text tokens,
-J = S + T, D width, H heads, E head width, M MLP width, C latent channels, P values in a token.
+J = S + T, D width, H heads, E head width, M MLP width, C latent channels, P values in a token, L layers.
 """
 
 from collections.abc import Mapping
@@ -48,6 +48,7 @@ def case(name: str, *, large: bool = False, **sizes: int) -> Case:
     sizes["D"] = sizes["H"] * sizes["E"]
     sizes["M"] = 4 * sizes["D"]
     sizes["P"] = 4 * sizes["C"]
+    sizes.setdefault("L", 1)
     return Case(name, MappingProxyType(sizes), large)
 
 

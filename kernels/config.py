@@ -15,6 +15,8 @@ class KernelConfig:
     """For every operation without a wish of its own: auto takes the committed ranks, a name takes that backend."""
     wish: tuple[str, ...] = ()
     """Single operations, as op=backend: joint_attention=reference."""
+    repeatable: bool = True
+    """auto takes only kernels that give the same bits twice; False: the fastest of all, atomics or not."""
 
     def __post_init__(self):
         if self.backend not in (AUTO, *backend_names()):

@@ -101,6 +101,7 @@ def choose(
     wish: str | Mapping[str, str] = AUTO,
     *,
     dtype: torch.dtype = torch.float32,
+    repeatable: bool = True,
     table: Table = TABLE,
     ranks: Ranks = RANKS,
 ) -> KernelSet:
@@ -111,6 +112,7 @@ def choose(
         wish: "auto", one backend name for every operation, or operation -> backend name or "auto" (operations left
             out are "auto"). A former run's `KernelSet.choices()` asks for exactly its kernels.
         dtype: of the tokens between the operations; a backend that does not take it is refused.
+        repeatable: "auto" takes only backends that give the same bits twice; a name is taken as it is.
         table, ranks: the registry's own unless a test brings others.
 
     Raises:
@@ -127,7 +129,15 @@ def choose(
     functions: dict[str, Callable] = {}
     rows = []
     for op in OPERATIONS:
-        backend, row = _choose_one(op, device, dtype, wishes.get(op, AUTO), table, ranks)
+        backends = {name: backend for (each, name), backend in table.items() if each == op}
+        refusals = {name: each.refuses(device, dtype) for name, each in backends.items()}
+        wished = wishes.get(op, AUTO)
+        if wished == AUTO:
+            if repeatable:
+                refusals = {name: reason or _unrepeatable(backends[name]) for name, reason in refusals.items()}
+            backend, row = _choose_best(op, backends, refusals, device, ranks[device][op])
+        else:
+            backend, row = _choose_wished(op, backends, refusals, device, wished)
         functions[op] = backend.load()
         rows.append(row)
     return KernelSet(**functions, device=device, rows=tuple(rows))
@@ -143,24 +153,34 @@ def choose_like(device: str, former: Mapping[str, str], *, dtype: torch.dtype = 
     return choose(device, there, dtype=dtype)
 
 
-def _choose_one(
-    op: str, device: str, dtype: torch.dtype, wish: str, table: Table, ranks: Ranks
+def _unrepeatable(backend: Backend) -> str | None:
+    return None if backend.repeats else "does not repeat its bits: kernels.repeatable False would allow it"
+
+
+Backends = Mapping[str, Backend]
+Refusals = Mapping[str, str | None]
+
+
+def _choose_best(
+    op: str, backends: Backends, refusals: Refusals, device: str, ranked: tuple[str, ...]
 ) -> tuple[Backend, Choice]:
-    backends = {name: backend for (each, name), backend in table.items() if each == op}
-    refusals = {name: backend.refuses(device, dtype) for name, backend in backends.items()}
-    willing = [name for name, reason in refusals.items() if reason is None]
-    if wish == AUTO:
-        ranked = [name for name in ranks[device][op] if name in willing]
-        if not ranked:
-            reasons = "; ".join(f"{name}: {reason or 'has no rank'}" for name, reason in refusals.items())
-            raise ValueError(f"no backend of {op} can be chosen for {device}: {reasons or 'there is none'}")
-        chosen, not_chosen = ranked[0], f"ranked below {ranked[0]}"
-    else:
-        if wish not in backends:
-            raise ValueError(f"{op} has no backend {wish!r}; there is {', '.join(backends)}: choose one, or auto")
-        if refusals[wish] is not None:
-            there = f"choose {' or '.join(willing)}, or auto" if willing else "no other backend can run here either"
-            raise ValueError(f"{op} cannot use {wish} on {device}: {refusals[wish]}; {there}")
-        chosen, not_chosen = wish, f"{wish} was wished for"
-    others = tuple((name, reason or not_chosen) for name, reason in refusals.items() if name != chosen)
-    return backends[chosen], Choice(op, chosen, others)
+    best = next((name for name in ranked if name in backends and refusals[name] is None), None)
+    if best is None:
+        reasons = "; ".join(f"{name}: {reason or 'has no rank'}" for name, reason in refusals.items())
+        raise ValueError(f"no backend of {op} can be chosen for {device}: {reasons or 'there is none'}")
+    return backends[best], _row(op, best, refusals, f"ranked below {best}")
+
+
+def _choose_wished(op: str, backends: Backends, refusals: Refusals, device: str, wish: str) -> tuple[Backend, Choice]:
+    if wish not in backends:
+        raise ValueError(f"{op} has no backend {wish!r}; there is {', '.join(backends)}: choose one, or auto")
+    if refusals[wish] is not None:
+        willing = [name for name, reason in refusals.items() if reason is None]
+        there = f"choose {' or '.join(willing)}, or auto" if willing else "no other backend can run here either"
+        raise ValueError(f"{op} cannot use {wish} on {device}: {refusals[wish]}; {there}")
+    return backends[wish], _row(op, wish, refusals, f"{wish} was wished for")
+
+
+def _row(op: str, chosen: str, refusals: Refusals, otherwise: str) -> Choice:
+    others = tuple((name, reason or otherwise) for name, reason in refusals.items() if name != chosen)
+    return Choice(op, chosen, others)

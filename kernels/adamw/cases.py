@@ -1,17 +1,17 @@
-"""Shapes of the optimizer step: an MLP's two matrices, a bias and a rest of one value, in the middle of training."""
+"""Shapes of the optimizer step: for each layer an MLP's two matrices, a bias and a rest of one value, in the middle of training."""
 
 import torch
 
 from ..case import CONTENTV_IMAGE, LAPTOP, ODD, QUICKSTART, SINGLE, Case, Cost, Draw
 from . import AdamWUpdate
 
-CASES = (QUICKSTART, LAPTOP, CONTENTV_IMAGE, ODD, SINGLE)
+CASES = (QUICKSTART, LAPTOP, CONTENTV_IMAGE.but("8 layers", L=8), ODD, SINGLE)
 
 
 def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict:
     """Keyword arguments; `dtype` is the gradients' and the copies', the state is float32."""
     draw = Draw(case, torch.float32, device, seed)
-    parameters = ("DM", "MD", "M", "")
+    parameters = case["L"] * ("DM", "MD", "M", "")
     masters = [draw.normal(letters) for letters in parameters]
     return {
         "masters": masters,
@@ -35,5 +35,5 @@ def inputs(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
     """Master, both moments and the average read and written in fp32, the gradient read, the copy written."""
-    values = 2 * case.count("DM") + case["M"] + 1
+    values = case["L"] * (2 * case.count("DM") + case["M"] + 1)
     return Cost(forward_bytes=(8 * 4 + 2 * dtype.itemsize) * values, forward_flops=20 * values)

@@ -338,7 +338,7 @@ _HOPPER = {
     64: Tilings(
         forward=Tiling(own=64, other=128, warps=4, stages=2, described=True),
         keys=Tiling(own=64, other=64, warps=4, stages=3, described=True),
-        queries=Tiling(own=64, other=64, warps=4, stages=3),
+        queries=Tiling(own=128, other=64, warps=4, stages=3),
     ),
     128: Tilings(
         forward=Tiling(own=128, other=128, warps=8, stages=2, described=True),

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from ..vendors import LOW
 from . import JointAttention
-from .operator import operator
+from .operator import Backward, Forward, operator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,12 @@ class Vendor:
 
 
 def backend(vendor: Vendor) -> JointAttention:
-    """The operation by a vendor's function."""
+    """The operation by a vendor's functions."""
+    return operator(vendor.name, *kernels(vendor))
+
+
+def kernels(vendor: Vendor) -> tuple[Forward, Backward]:
+    """A vendor's two functions as what `operator` takes."""
 
     def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ):
         vendor.check(q_BHQE)
@@ -72,7 +77,7 @@ def backend(vendor: Vendor) -> JointAttention:
         for filled, gradient in zip((d_q_BHQE, d_k_BHJE, d_v_BHJE), gradients, strict=True):
             filled.copy_(gradient[..., :width])
 
-    return operator(vendor.name, forward, backward)
+    return forward, backward
 
 
 def _widened(tensors: tuple[Tensor, ...], channels: int) -> tuple[Tensor, ...]:

@@ -75,7 +75,7 @@ def forward_config(width: int) -> Config:
 
 def backward_config(width: int) -> Config:
     """Fewer rows than forward: the sums take registers, and all programs should be on the device at once."""
-    return Config(rows=4, columns=min(512, triton.next_power_of_2(width)), warps=4, programs=8)
+    return Config(rows=4, columns=min(512, triton.next_power_of_2(width)), warps=4, stages=3, programs=16)
 
 
 def forward(hidden_SBM, bias_M, out_SBM, config: Config | None = None) -> Iterator[Launch]:

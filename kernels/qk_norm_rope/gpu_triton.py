@@ -166,7 +166,7 @@ def forward_config(width: int) -> Config:
 
 def backward_config(width: int) -> Config:
     """Half of forward's rows: four sums take registers."""
-    return Config(rows=2048 // triton.next_power_of_2(width), warps=4, programs=6)
+    return Config(rows=2048 // triton.next_power_of_2(width), warps=4, stages=2, programs=3)
 
 
 def forward(

@@ -133,3 +133,22 @@ def test_another_machine_keeps_what_it_can_run():
     best = choose("cpu").choices()
     assert {op for op in OPERATIONS if kernels[op] == "reference"} >= set(OPERATIONS) - {"joint_attention", "mlp_gelu"}
     assert (kernels["joint_attention"], kernels["mlp_gelu"]) == (best["joint_attention"], best["mlp_gelu"])
+
+
+def test_auto_takes_what_repeats_its_bits_unless_told_otherwise():
+    """The fastest backend adds with atomics."""
+    fast = Backend(op="mlp_gelu", name="fast", devices=("cpu",), load=lambda: "fast", repeats=False)
+    table = tabulate((*TABLE.values(), fast))
+    ranks = RANKS | {"cpu": {**RANKS["cpu"], "mlp_gelu": ("fast", "reference")}}
+    careful = choose("cpu", table=table, ranks=ranks)
+    assert careful.choices()["mlp_gelu"] == "reference"
+    assert "fast: does not repeat its bits" in str(next(row for row in careful.report() if row.op == "mlp_gelu"))
+    for wish, repeatable in (("auto", False), ({"mlp_gelu": "fast"}, True)):
+        assert choose("cpu", wish, repeatable=repeatable, table=table, ranks=ranks).mlp_gelu == "fast"
+
+
+def test_every_default_of_the_committed_ranks_repeats_its_bits():
+    for device in DEVICE_TYPES:
+        for op in OPERATIONS:
+            first = next(name for name in RANKS[device][op] if TABLE[op, name].repeats)
+            assert first == RANKS[device][op][0] or op == "joint_attention", (device, op)
