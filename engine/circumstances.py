@@ -15,6 +15,8 @@ import torch
 from ..kernels.device import name_of
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMIT_VARIABLE = "CONTENTV_COMMIT"
+"""Names the commit where the tree was copied without its history, to a machine with an accelerator for example."""
 PACKAGES = ("torch", "triton", "megatron-core", "flash-attn", "transformer-engine", "apex", "torch_npu")
 
 
@@ -66,6 +68,8 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
+    if named := os.environ.get(COMMIT_VARIABLE):
+        return named
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(asked, capture_output=True, check=True, text=True).stdout.strip() or None

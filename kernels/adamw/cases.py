@@ -1,4 +1,4 @@
-"""Shapes of the optimizer step: for each layer an MLP's two matrices, a bias and a rest of one value, in the middle of training."""
+"""Shapes of the optimizer step: a layer's two MLP matrices, bias and a rest of one value, in the middle of training."""
 
 import torch
 
