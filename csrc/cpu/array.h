@@ -13,10 +13,12 @@ struct Array {
   Type type = Type::float32;
   const int64_t* sizes = nullptr;
   const int64_t* strides = nullptr;
+  int64_t rank = 0;
 
-  template <typename T>
-  T* at() const {
-    return static_cast<T*>(data);
+  int64_t count() const {
+    int64_t product = 1;
+    for (int64_t axis = 0; axis < rank; ++axis) product *= sizes[axis];
+    return product;
   }
 };
 

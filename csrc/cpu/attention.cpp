@@ -14,6 +14,7 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "memory.h"
 
 namespace contentv::CONTENTV_INSTRUCTIONS {
 namespace {
@@ -24,29 +25,15 @@ constexpr int64_t FORWARD_QUERIES = 5 * QUERIES;  // about what a forward task h
 constexpr int64_t BACKWARD_KEYS = 512;            // about what a backward task has
 constexpr double LOG2_E = 1.4426950408889634;
 
-/// [B, H, tokens, E] of any strides, one sample's head at a time.
-template <typename T>
-struct Tokens {
-  T* data;
-  int64_t batch, head, token, value;
-
-  explicit Tokens(const Array& array)
-      : data(array.at<T>()),
-        batch(array.strides[0]),
-        head(array.strides[1]),
-        token(array.strides[2]),
-        value(array.strides[3]) {}
-
-  T* at(int64_t sample, int64_t which, int64_t index) const {
-    return data + sample * batch + which * head + index * token;
-  }
-};
-
 struct Sizes {
   int64_t batch, heads, queries, keys, width;
 
   Sizes(const Array& q, const Array& k)
       : batch(q.sizes[0]), heads(q.sizes[1]), queries(q.sizes[2]), keys(k.sizes[2]), width(q.sizes[3]) {}
+};
+
+struct Head {
+  int64_t sample, head;
 };
 
 /// `total` in equal parts of about `size`, each a multiple of `unit`.
@@ -72,14 +59,16 @@ struct Scratch {
   }
 };
 
-/// Token rows as contiguous values of type A, `padded` apart, zeros behind the width and behind the last token.
-template <typename T, typename A>
-void unpack(const Tokens<const T>& tokens, const T* first, int64_t count, int64_t width, int64_t rows, int64_t padded, A* to) {
-  for (int64_t row = 0; row < count; ++row) {
-    gather(first + row * tokens.token, tokens.value, width, to + row * padded);
-    for (int64_t index = width; index < padded; ++index) to[row * padded + index] = 0;
+/// `count` tokens' rows from token `first` of a head, `padded` apart, and zeros: behind the width, and in the rows from
+/// `count` to `rows`.
+template <typename A>
+void unpack(const Reader<A>& from, Head head, int64_t first, int64_t count, int64_t rows, int64_t width, A* to) {
+  const int64_t padded = whole_vectors<A>(width);
+  for (int64_t row = 0; row < count; ++row, to += padded) {
+    from.copy(from.at(head.sample, head.head, first + row), width, to);
+    for (int64_t index = width; index < padded; ++index) to[index] = 0;
   }
-  for (int64_t index = count * padded; index < rows * padded; ++index) to[index] = 0;
+  for (int64_t index = 0; index < (rows - count) * padded; ++index) to[index] = 0;
 }
 
 /// to[e][query] = factor * from[query][e]
@@ -133,117 +122,110 @@ void scale_rows(A* rows, int64_t padded, const A* factor_Q) {
   }
 }
 
-template <typename T>
-void forward(const Array& q, const Array& k, const Array& v, double scale, const Array& out, const Array& lse) {
-  using A = Accumulator<T>;
-  const Sizes sizes(q, k);
-  const int64_t padded = whole_vectors<A>(sizes.width);
-  const int64_t task_queries = part_of(sizes.queries, FORWARD_QUERIES, QUERIES);
-  const int64_t parts = (sizes.queries + task_queries - 1) / task_queries;
-  const Tokens<const T> from_q(q), from_k(k), from_v(v);
-  const Tokens<T> to_out(out);
+/// What a forward task holds: one block of keys, and all its blocks of queries.
+template <typename A>
+struct ForwardWork {
+  A *keys_JE, *values_JE, *scores_JQ, *factor_Q;
+  Scratch blocks;
 
-  auto plan = [&](char* memory, auto use) {
-    Scratch scratch{memory};
-    A* keys_JE = scratch.take<A>(KEYS * padded);
-    A* values_JE = scratch.take<A>(KEYS * padded);
-    A* scores_JQ = scratch.take<A>(KEYS * QUERIES);
-    A* factor_Q = scratch.take<A>(QUERIES);
-    char* rest = scratch.next;
-    for (int64_t block = 0; block < task_queries; block += QUERIES) Running<A>(scratch, sizes.width, padded);
-    use(keys_JE, values_JE, scores_JQ, factor_Q, rest);
-    return scratch.used;
-  };
-  const int64_t bytes = plan(nullptr, [](auto...) {});
+  ForwardWork(Scratch& scratch, int64_t padded)
+      : keys_JE(scratch.take<A>(KEYS * padded)),
+        values_JE(scratch.take<A>(KEYS * padded)),
+        scores_JQ(scratch.take<A>(KEYS * QUERIES)),
+        factor_Q(scratch.take<A>(QUERIES)),
+        blocks(scratch) {}
+};
 
-  in_parallel(sizes.batch * sizes.heads * parts, bytes, [&](int64_t task, char* memory) {
-    const int64_t first = task % parts * task_queries, head = task / parts % sizes.heads;
-    const int64_t sample = task / parts / sizes.heads;
-    const int64_t queries = smaller(task_queries, sizes.queries - first);
+template <typename A>
+class Forward {
+ public:
+  Forward(const Array& q, const Array& k, const Array& v, double scale, const Array& out, const Array& lse)
+      : sizes_(q, k),
+        padded_(whole_vectors<A>(sizes_.width)),
+        task_queries_(part_of(sizes_.queries, FORWARD_QUERIES, QUERIES)),
+        q_(q), k_(k), v_(v), out_(out), lse_(lse), scale_(scale) {}
 
-    plan(memory, [&](A* keys_JE, A* values_JE, A* scores_JQ, A* factor_Q, char* rest) {
-      Scratch scratch{rest};
-      for (int64_t block = 0; block < queries; block += QUERIES) {
-        Running<A> running(scratch, sizes.width, padded);
-        const int64_t count = smaller(QUERIES, queries - block);
-        unpack(from_q, from_q.at(sample, head, first + block), count, sizes.width, QUERIES, padded, running.out_QE);
-        transpose(running.out_QE, sizes.width, padded, static_cast<A>(scale * LOG2_E), running.queries_EQ);
-        for (int64_t index = 0; index < QUERIES * padded; ++index) running.out_QE[index] = 0;
-        for (int64_t query = 0; query < QUERIES; ++query) {
-          running.highest_Q[query] = -__builtin_inff();
-          running.total_Q[query] = 0;
-        }
+  void run() const {
+    const int64_t parts = (sizes_.queries + task_queries_ - 1) / task_queries_;
+    Scratch counted{nullptr};
+    ForwardWork<A>(counted, padded_);
+    for (int64_t block = 0; block < task_queries_; block += QUERIES) Running<A>(counted, sizes_.width, padded_);
+    in_parallel(sizes_.batch * sizes_.heads * parts, counted.used, [&](int64_t task, char* memory) {
+      const int64_t row = task / parts, first = task % parts * task_queries_;
+      Scratch scratch{memory};
+      const ForwardWork<A> work(scratch, padded_);
+      const Head head{row / sizes_.heads, row % sizes_.heads};
+      const int64_t end = smaller(first + task_queries_, sizes_.queries);
+      for_each_block(work, first, end, [&](Running<A>& running, int64_t at) { begin(running, head, at); });
+      for (int64_t key = 0; key < sizes_.keys; key += KEYS) {
+        const int64_t keys = smaller(KEYS, sizes_.keys - key);
+        unpack(k_, head, key, keys, keys, sizes_.width, work.keys_JE);
+        unpack(v_, head, key, keys, keys, sizes_.width, work.values_JE);
+        for_each_block(work, first, end, [&](Running<A>& running, int64_t) { attend(work, running, keys); });
       }
-      for (int64_t key = 0; key < sizes.keys; key += KEYS) {
-        const int64_t keys = smaller(KEYS, sizes.keys - key);
-        unpack(from_k, from_k.at(sample, head, key), keys, sizes.width, keys, padded, keys_JE);
-        unpack(from_v, from_v.at(sample, head, key), keys, sizes.width, keys, padded, values_JE);
-        Scratch again{rest};
-        for (int64_t block = 0; block < queries; block += QUERIES) {
-          Running<A> running(again, sizes.width, padded);
-          multiply<A>(keys, QUERIES / LANES<A>, sizes.width, {keys_JE, padded, 1}, {running.queries_EQ, QUERIES},
-                      {scores_JQ, QUERIES}, false);
-          soften(scores_JQ, keys, running, factor_Q);
-          scale_rows(running.out_QE, padded, factor_Q);
-          multiply<A>(QUERIES, padded / LANES<A>, keys, {scores_JQ, 1, QUERIES}, {values_JE, padded},
-                      {running.out_QE, padded}, true);
-        }
-      }
-      Scratch last{rest};
-      for (int64_t block = 0; block < queries; block += QUERIES) {
-        Running<A> running(last, sizes.width, padded);
-        const int64_t count = smaller(QUERIES, queries - block);
-        for (int64_t query = 0; query < QUERIES; ++query) factor_Q[query] = 1 / running.total_Q[query];
-        scale_rows(running.out_QE, padded, factor_Q);
-        for (int64_t query = 0; query < count; ++query) {
-          T* to = to_out.at(sample, head, first + block + query);
-          const A* row = running.out_QE + query * padded;
-          sweep<A>(sizes.width, [&](int64_t e, auto part) { store(to + e, load(row + e, part), part); });
-          const double sum = std::log(static_cast<double>(running.total_Q[query]));
-          lse.at<A>()[(sample * sizes.heads + head) * sizes.queries + first + block + query] =
-              static_cast<A>(running.highest_Q[query] / LOG2_E + sum);
-        }
-      }
+      for_each_block(work, first, end, [&](Running<A>& running, int64_t at) { finish(work, running, head, at); });
     });
-  });
-}
+  }
+
+ private:
+  template <typename Body>
+  void for_each_block(const ForwardWork<A>& work, int64_t first, int64_t end, const Body& body) const {
+    Scratch blocks = work.blocks;
+    for (int64_t at = first; at < end; at += QUERIES) {
+      Running<A> running(blocks, sizes_.width, padded_);
+      body(running, at);
+    }
+  }
+
+  void begin(Running<A>& running, Head head, int64_t at) const {
+    const int64_t count = smaller(QUERIES, sizes_.queries - at);
+    unpack(q_, head, at, count, QUERIES, sizes_.width, running.out_QE);
+    transpose(running.out_QE, sizes_.width, padded_, static_cast<A>(scale_ * LOG2_E), running.queries_EQ);
+    for (int64_t index = 0; index < QUERIES * padded_; ++index) running.out_QE[index] = 0;
+    for (int64_t query = 0; query < QUERIES; ++query) {
+      running.highest_Q[query] = -__builtin_inff();
+      running.total_Q[query] = 0;
+    }
+  }
+
+  void attend(const ForwardWork<A>& work, Running<A>& running, int64_t keys) const {
+    multiply<A>(keys, QUERIES / LANES<A>, sizes_.width, {work.keys_JE, padded_, 1}, {running.queries_EQ, QUERIES},
+                {work.scores_JQ, QUERIES}, false);
+    soften(work.scores_JQ, keys, running, work.factor_Q);
+    scale_rows(running.out_QE, padded_, work.factor_Q);
+    multiply<A>(QUERIES, padded_ / LANES<A>, keys, {work.scores_JQ, 1, QUERIES}, {work.values_JE, padded_},
+                {running.out_QE, padded_}, true);
+  }
+
+  void finish(const ForwardWork<A>& work, Running<A>& running, Head head, int64_t at) const {
+    const int64_t count = smaller(QUERIES, sizes_.queries - at);
+    for (int64_t query = 0; query < QUERIES; ++query) work.factor_Q[query] = 1 / running.total_Q[query];
+    scale_rows(running.out_QE, padded_, work.factor_Q);
+    for (int64_t query = 0; query < count; ++query) {
+      out_.write(out_.at(head.sample, head.head, at + query), sizes_.width, running.out_QE + query * padded_);
+      const double total = std::log(static_cast<double>(running.total_Q[query]));
+      running.total_Q[query] = static_cast<A>(running.highest_Q[query] / LOG2_E + total);
+    }
+    lse_.write(lse_.at(head.sample, head.head, at), count, running.total_Q);
+  }
+
+  Sizes sizes_;
+  int64_t padded_, task_queries_;
+  Reader<A> q_, k_, v_;
+  Writer<A> out_, lse_;
+  double scale_;
+};
 
 // --- Backward --------------------------------------------------------------------------------------------------------
 
-/// delta = sum_E(out * d_out) - d_lse, contiguous [B, H, Q].
-template <typename T>
-void fill_delta(const Sizes& sizes, const Array& d_out, const Array& d_lse, const Array& out, Accumulator<T>* delta) {
-  using A = Accumulator<T>;
-  const Tokens<const T> from_out(out), from_d_out(d_out);
-  const int64_t width = whole_vectors<A>(sizes.width);
-  in_parallel(sizes.batch * sizes.heads, 2 * width * sizeof(A), [&](int64_t task, char* memory) {
-    const int64_t sample = task / sizes.heads, head = task % sizes.heads;
-    A* out_row = reinterpret_cast<A*>(memory);
-    A* d_out_row = out_row + width;
-    for (int64_t query = 0; query < sizes.queries; ++query) {
-      gather(from_out.at(sample, head, query), from_out.value, sizes.width, out_row);
-      gather(from_d_out.at(sample, head, query), from_d_out.value, sizes.width, d_out_row);
-      Vector<A> sum = {};
-      sweep<A>(sizes.width, [&](int64_t e, auto part) {
-        sum = multiply_add(load(out_row + e, part), load(d_out_row + e, part), sum);
-      });
-      A value = sum_of(sum);
-      if (d_lse.data) {
-        value -= d_lse.at<A>()[sample * d_lse.strides[0] + head * d_lse.strides[1] + query * d_lse.strides[2]];
-      }
-      delta[task * sizes.queries + query] = value;
-    }
-  });
-}
-
 /// What a backward task holds: its keys and their gradients, and one block of queries.
 template <typename A>
-struct Workspace {
+struct BackwardWork {
   A *keys_JE, *values_JE, *d_keys_JE, *d_values_JE;
   A *queries_QE, *queries_EQ, *d_out_QE, *d_out_EQ, *d_queries_QE, *lse_Q, *delta_Q;
   A *weights_JQ, *d_scores_JQ;
 
-  Workspace(Scratch& scratch, int64_t keys, int64_t width, int64_t padded)
+  BackwardWork(Scratch& scratch, int64_t keys, int64_t width, int64_t padded)
       : keys_JE(scratch.take<A>(keys * padded)),
         values_JE(scratch.take<A>(keys * padded)),
         d_keys_JE(scratch.take<A>(keys * padded)),
@@ -274,7 +256,7 @@ void differentiate_softmax(A* scores_JQ, A* d_weights_JQ, int64_t keys, const A*
 
 /// One block of queries against all keys of a task: adds to d_keys and d_values, and leaves d_queries.
 template <typename A>
-void differentiate_block(const Workspace<A>& work, int64_t keys, int64_t width, int64_t padded) {
+void differentiate_block(const BackwardWork<A>& work, int64_t keys, int64_t width, int64_t padded) {
   constexpr int64_t query_vectors = QUERIES / LANES<A>;
   const int64_t vectors = padded / LANES<A>;
   for (int64_t key = 0; key < keys; key += KEYS) {
@@ -298,83 +280,125 @@ void wait_until_above(const std::atomic<int64_t>& finished, int64_t count) {
   while (finished.load(std::memory_order_acquire) <= count) sched_yield();
 }
 
-template <typename T>
-void backward(const AttentionGradients& given, double scale) {
-  using A = Accumulator<T>;
-  const Sizes sizes(given.q, given.k);
-  const int64_t padded = whole_vectors<A>(sizes.width), heads = sizes.batch * sizes.heads;
-  const int64_t task_keys = part_of(sizes.keys, BACKWARD_KEYS, 1);
-  const int64_t parts = (sizes.keys + task_keys - 1) / task_keys;
-  const Tokens<const T> from_q(given.q), from_k(given.k), from_v(given.v), from_d_out(given.d_out);
-  const Tokens<T> to_q(given.d_q), to_k(given.d_k), to_v(given.d_v);
-
-  std::unique_ptr<A[]> delta(new A[heads * sizes.queries]);
-  fill_delta<T>(sizes, given.d_out, given.d_lse, given.out, delta.get());
-
-  // The parts of a head's keys add to its queries' gradients one after the other: part p adds to a block once
-  // finished[head][p - 1] counts more blocks than that. In low precision the sum is kept apart, in float.
-  std::unique_ptr<std::atomic<int64_t>[]> finished(new std::atomic<int64_t>[heads * parts]());
-  const bool apart = sizeof(T) != sizeof(A) && parts > 1;
-  std::unique_ptr<A[]> sums(apart ? new A[heads * sizes.queries * sizes.width] : nullptr);
-
-  Scratch counted{nullptr};
-  Workspace<A>(counted, task_keys, sizes.width, padded);
-  in_parallel(heads * parts, counted.used, [&](int64_t task, char* memory) {
-    const int64_t part = task / heads, row = task % heads, sample = row / sizes.heads, head = row % sizes.heads;
-    const int64_t first = part * task_keys, keys = smaller(task_keys, sizes.keys - first);
-    Scratch scratch{memory};
-    Workspace<A> work(scratch, task_keys, sizes.width, padded);
-    unpack(from_k, from_k.at(sample, head, first), keys, sizes.width, keys, padded, work.keys_JE);
-    unpack(from_v, from_v.at(sample, head, first), keys, sizes.width, keys, padded, work.values_JE);
-    for (int64_t index = 0; index < keys * padded; ++index) work.d_keys_JE[index] = work.d_values_JE[index] = 0;
-
-    for (int64_t block = 0; block < sizes.queries; block += QUERIES) {
-      const int64_t count = smaller(QUERIES, sizes.queries - block), at = row * sizes.queries + block;
-      // Queries behind the last are zeros, as is their d_out: they add nothing to any gradient.
-      unpack(from_q, from_q.at(sample, head, block), count, sizes.width, QUERIES, padded, work.queries_QE);
-      unpack(from_d_out, from_d_out.at(sample, head, block), count, sizes.width, QUERIES, padded, work.d_out_QE);
-      transpose(work.queries_QE, sizes.width, padded, static_cast<A>(scale * LOG2_E), work.queries_EQ);
-      transpose(work.d_out_QE, sizes.width, padded, A(1), work.d_out_EQ);
-      for (int64_t query = 0; query < QUERIES; ++query) {
-        work.lse_Q[query] = query < count ? static_cast<A>(given.lse.at<A>()[at + query] * LOG2_E) : 0;
-        work.delta_Q[query] = query < count ? delta[at + query] : 0;
-      }
-      differentiate_block(work, keys, sizes.width, padded);
-
-      if (part > 0) wait_until_above(finished[row * parts + part - 1], block / QUERIES);
-      for (int64_t query = 0; query < count; ++query) {
-        const A* from = work.d_queries_QE + query * padded;
-        T* to = to_q.at(sample, head, block + query);
-        A* sum = apart ? sums.get() + (at + query) * sizes.width : reinterpret_cast<A*>(to);
-        sweep<A>(sizes.width, [&](int64_t e, auto rest) {
-          Vector<A> value = load(from + e, rest) * broadcast(static_cast<A>(scale));
-          if (part > 0) value = load(sum + e, rest) + value;
-          if (part + 1 == parts) store(to + e, value, rest);
-          else store(sum + e, value, rest);
-        });
-      }
-      finished[row * parts + part].store(block / QUERIES + 1, std::memory_order_release);
+template <typename A>
+class Backward {
+ public:
+  Backward(const AttentionGradients& given, double scale)
+      : sizes_(given.q, given.k),
+        padded_(whole_vectors<A>(sizes_.width)),
+        task_keys_(part_of(sizes_.keys, BACKWARD_KEYS, 1)),
+        parts_((sizes_.keys + task_keys_ - 1) / task_keys_),
+        q_(given.q), k_(given.k), v_(given.v), out_(given.out), lse_(given.lse), d_out_(given.d_out),
+        d_lse_(given.d_lse), d_q_(given.d_q), d_k_(given.d_k), d_v_(given.d_v), scale_(scale),
+        delta_(new A[sizes_.batch * sizes_.heads * sizes_.queries]),
+        finished_(new std::atomic<int64_t>[sizes_.batch * sizes_.heads * parts_]()) {
+    // In low precision the sum over a head's parts is kept apart, unrounded.
+    if (given.q.type != TYPE<A> && parts_ > 1) {
+      sums_.reset(new A[sizes_.batch * sizes_.heads * sizes_.queries * sizes_.width]);
     }
-    for (int64_t key = 0; key < keys; ++key) {
-      T* to_key = to_k.at(sample, head, first + key);
-      T* to_value = to_v.at(sample, head, first + key);
-      sweep<A>(sizes.width, [&](int64_t e, auto rest) {
-        const int64_t from = key * padded + e;
-        store(to_key + e, load(work.d_keys_JE + from, rest) * broadcast(static_cast<A>(scale)), rest);
-        store(to_value + e, load(work.d_values_JE + from, rest), rest);
+  }
+
+  void run() {
+    const int64_t heads = sizes_.batch * sizes_.heads;
+    in_parallel(heads, 2 * padded_ * sizeof(A), [&](int64_t row, char* memory) {
+      fill_delta(row, reinterpret_cast<A*>(memory));
+    });
+    Scratch counted{nullptr};
+    BackwardWork<A>(counted, task_keys_, sizes_.width, padded_);
+    in_parallel(heads * parts_, counted.used, [&](int64_t task, char* memory) {
+      const int64_t part = task / heads, row = task % heads, first = part * task_keys_;
+      const Head head{row / sizes_.heads, row % sizes_.heads};
+      const int64_t keys = smaller(task_keys_, sizes_.keys - first);
+      Scratch scratch{memory};
+      const BackwardWork<A> work(scratch, task_keys_, sizes_.width, padded_);
+      unpack(k_, head, first, keys, keys, sizes_.width, work.keys_JE);
+      unpack(v_, head, first, keys, keys, sizes_.width, work.values_JE);
+      for (int64_t index = 0; index < keys * padded_; ++index) work.d_keys_JE[index] = work.d_values_JE[index] = 0;
+      for (int64_t at = 0; at < sizes_.queries; at += QUERIES) {
+        read_block(work, head, at);
+        differentiate_block(work, keys, sizes_.width, padded_);
+        add_block(work, head, at, part);
+      }
+      for (int64_t key = 0; key < keys; ++key) {
+        A* d_key = work.d_keys_JE + key * padded_;
+        for (int64_t e = 0; e < sizes_.width; ++e) d_key[e] *= static_cast<A>(scale_);
+        d_k_.write(d_k_.at(head.sample, head.head, first + key), sizes_.width, d_key);
+        d_v_.write(d_v_.at(head.sample, head.head, first + key), sizes_.width, work.d_values_JE + key * padded_);
+      }
+    });
+  }
+
+ private:
+  int64_t row_of(Head head) const { return head.sample * sizes_.heads + head.head; }
+
+  /// delta = sum_E(out * d_out) - d_lse
+  void fill_delta(int64_t row, A* scratch) {
+    const int64_t sample = row / sizes_.heads, head = row % sizes_.heads;
+    for (int64_t query = 0; query < sizes_.queries; ++query) {
+      const A* out = out_.row(out_.at(sample, head, query), sizes_.width, scratch);
+      const A* d_out = d_out_.row(d_out_.at(sample, head, query), sizes_.width, scratch + padded_);
+      Vector<A> sum = {};
+      sweep<A>(sizes_.width, [&](int64_t e, auto part) {
+        sum = multiply_add(load(out + e, part), load(d_out + e, part), sum);
       });
+      A& delta = delta_[row * sizes_.queries + query];
+      delta = sum_of(sum);
+      if (d_lse_.is_there()) delta -= d_lse_.value(d_lse_.at(sample, head, query));
     }
-  });
-}
+  }
+
+  void read_block(const BackwardWork<A>& work, Head head, int64_t at) const {
+    const int64_t count = smaller(QUERIES, sizes_.queries - at);
+    // Queries behind the last are zeros, as is their d_out: they add nothing to any gradient.
+    unpack(q_, head, at, count, QUERIES, sizes_.width, work.queries_QE);
+    unpack(d_out_, head, at, count, QUERIES, sizes_.width, work.d_out_QE);
+    transpose(work.queries_QE, sizes_.width, padded_, static_cast<A>(scale_ * LOG2_E), work.queries_EQ);
+    transpose(work.d_out_QE, sizes_.width, padded_, A(1), work.d_out_EQ);
+    lse_.copy(lse_.at(head.sample, head.head, at), count, work.lse_Q);
+    for (int64_t query = 0; query < QUERIES; ++query) {
+      work.lse_Q[query] = query < count ? work.lse_Q[query] * static_cast<A>(LOG2_E) : 0;
+      work.delta_Q[query] = query < count ? delta_[row_of(head) * sizes_.queries + at + query] : 0;
+    }
+  }
+
+  /// Adds a block's d_queries to those of the parts before. They go one after the other, so that the sum has one order:
+  /// a part waits until the one before has added this block.
+  void add_block(const BackwardWork<A>& work, Head head, int64_t at, int64_t part) {
+    std::atomic<int64_t>* finished = &finished_[row_of(head) * parts_];
+    if (part > 0) {
+      while (finished[part - 1].load(std::memory_order_acquire) <= at) sched_yield();
+    }
+    const int64_t count = smaller(QUERIES, sizes_.queries - at), width = sizes_.width;
+    for (int64_t query = 0; query < count; ++query) {
+      const int64_t place = d_q_.at(head.sample, head.head, at + query);
+      A* from = work.d_queries_QE + query * padded_;
+      A* sum = sums_ ? &sums_[(row_of(head) * sizes_.queries + at + query) * width] : d_q_.open(place, from);
+      sweep<A>(width, [&](int64_t e, auto rest) {
+        const Vector<A> value = load(from + e, rest) * broadcast(static_cast<A>(scale_));
+        store(sum + e, part > 0 ? load(sum + e, rest) + value : value, rest);
+      });
+      if (part + 1 == parts_) d_q_.close(place, width, sum);
+    }
+    finished[part].store(at + 1, std::memory_order_release);
+  }
+
+  Sizes sizes_;
+  int64_t padded_, task_keys_, parts_;
+  Reader<A> q_, k_, v_, out_, lse_, d_out_, d_lse_;
+  Writer<A> d_q_, d_k_, d_v_;
+  double scale_;
+  std::unique_ptr<A[]> delta_, sums_;
+  std::unique_ptr<std::atomic<int64_t>[]> finished_;
+};
 
 }  // namespace
 
 void joint_attention(const Array& q, const Array& k, const Array& v, double scale, const Array& out, const Array& lse) {
-  with_type(q.type, [&](auto type) { forward<decltype(type)>(q, k, v, scale, out, lse); });
+  with_accumulator(q.type, [&](auto zero) { Forward<decltype(zero)>(q, k, v, scale, out, lse).run(); });
 }
 
 void joint_attention_backward(const AttentionGradients& given, double scale) {
-  with_type(given.q.type, [&](auto type) { backward<decltype(type)>(given, scale); });
+  with_accumulator(given.q.type, [&](auto zero) { Backward<decltype(zero)>(given, scale).run(); });
 }
 
 }  // namespace contentv::CONTENTV_INSTRUCTIONS

@@ -80,7 +80,7 @@ Type type_of(const Tensor& tensor) {
 }
 
 Array array_of(const Tensor& tensor) {
-  return {tensor.data_ptr(), type_of(tensor), tensor.sizes().data(), tensor.strides().data()};
+  return {tensor.data_ptr(), type_of(tensor), tensor.sizes().data(), tensor.strides().data(), tensor.dim()};
 }
 
 Array array_of(const std::optional<Tensor>& tensor) { return tensor ? array_of(*tensor) : Array(); }

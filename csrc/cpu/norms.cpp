@@ -26,8 +26,8 @@ Moments<A> moments_of(const A* row, int64_t width, double epsilon) {
 }
 
 /// to = (row - mean) * reciprocal * factor + shift
-template <typename T, typename A>
-void write_normed(const A* row, Moments<A> moments, const A* factor, const A* shift, int64_t width, T* to) {
+template <typename A>
+void write_normed(const A* row, Moments<A> moments, const A* factor, const A* shift, int64_t width, A* to) {
   sweep<A>(width, [&](int64_t at, auto part) {
     const Vector<A> normed = (load(row + at, part) - moments.mean) * moments.reciprocal;
     store(to + at, multiply_add(normed, load(factor + at, part), load(shift + at, part)), part);
@@ -65,20 +65,33 @@ struct NormRow {
   }
 };
 
-/// Calls body(sample, chunk, scratch rows) for every sample and chunk of its tokens; `rows` scratch rows of `width`.
-template <typename A, typename Body>
-void for_each_chunk(int64_t batch, const Chunks& chunks, int64_t rows, int64_t width, const Body& body) {
-  const int64_t padded = whole_vectors<A>(width);
-  in_parallel(batch * chunks.count, rows * padded * sizeof(A), [&](int64_t task, char* memory) {
-    A* first = reinterpret_cast<A*>(memory);
-    body(task / chunks.count, task % chunks.count, [&](int64_t row) { return first + row * padded; });
-  });
+/// The mean and the reciprocal deviation of every row, contiguous.
+template <typename A>
+void keep_moments(const Array& mean, const Array& reciprocal, int64_t row, Moments<A> moments) {
+  Writer<A>(mean).put(row, moments.mean);
+  Writer<A>(reciprocal).put(row, moments.reciprocal);
 }
 
 template <typename A>
-void keep_moments(const Array& mean, const Array& reciprocal, int64_t row, Moments<A> moments) {
-  mean.at<A>()[row] = moments.mean;
-  reciprocal.at<A>()[row] = moments.reciprocal;
+Moments<A> kept_moments(const Array& mean, const Array& reciprocal, int64_t row) {
+  return {Reader<A>(mean).value(row), Reader<A>(reciprocal).value(row)};
+}
+
+/// The row of a sample, [B, D] of any floating type and strides, plus `added`.
+template <typename A>
+A* sample_row(const Array& array, int64_t sample, int64_t width, A added, A* to) {
+  const Reader<A> reader(array);
+  reader.copy(reader.at(sample), width, to);
+  for (int64_t index = 0; index < width; ++index) to[index] += added;
+  return to;
+}
+
+/// out = row + gate * more
+template <typename A>
+void add_gated(const A* row, const A* gate, const A* more, int64_t width, A* out) {
+  sweep<A>(width, [&](int64_t at, auto part) {
+    store(out + at, multiply_add(load(gate + at, part), load(more + at, part), load(row + at, part)), part);
+  });
 }
 
 }  // namespace
@@ -88,19 +101,19 @@ void modulated_norm(
     const Array& reciprocal) {
   const int64_t batch = x.sizes[1], width = x.sizes[2];
   const Chunks chunks(x.sizes[0]);
-  with_type(x.type, [&](auto type) {
-    using T = decltype(type);
-    using A = Accumulator<T>;
-    const Tokens<const T> from(x);
-    const Tokens<T> to(out);
-    for_each_chunk<A>(batch, chunks, 3, width, [&](int64_t sample, int64_t chunk, auto scratch) {
-      A *shift_row = scratch(0), *factor = scratch(1);
-      sample_row<A>(shift, sample, width, 0, shift_row);
-      sample_row<A>(scale, sample, width, 1, factor);
+  with_accumulator(x.type, [&](auto zero) {
+    using A = decltype(zero);
+    const Reader<A> from(x);
+    const Writer<A> to(out);
+    for_each_chunk<A>(batch, chunks, 4, width, [&](int64_t sample, int64_t chunk, auto scratch) {
+      const A* shift_row = sample_row<A>(shift, sample, width, 0, scratch(0));
+      const A* factor = sample_row<A>(scale, sample, width, 1, scratch(1));
       for (int64_t token = chunks.begin(chunk); token < chunks.end(chunk); ++token) {
-        const A* row = as_row(from.at(token, sample), from.value, width, scratch(2));
+        const A* row = from.row(from.at(token, sample), width, scratch(2));
         const Moments<A> moments = moments_of(row, width, epsilon);
-        write_normed(row, moments, factor, shift_row, width, to.at(token, sample));
+        A* out_row = to.open(to.at(token, sample), scratch(3));
+        write_normed(row, moments, factor, shift_row, width, out_row);
+        to.close(to.at(token, sample), width, out_row);
         keep_moments(mean, reciprocal, token * batch + sample, moments);
       }
     });
@@ -112,24 +125,21 @@ void modulated_norm_backward(
     const Array& d_x, const Array& d_shift, const Array& d_scale) {
   const int64_t batch = x.sizes[1], width = x.sizes[2];
   const Chunks chunks(x.sizes[0]);
-  with_type(x.type, [&](auto type) {
-    using T = decltype(type);
-    using A = Accumulator<T>;
-    const Tokens<const T> from(x), from_d_out(d_out);
-    const Tokens<T> to(d_x);
+  with_accumulator(x.type, [&](auto zero) {
+    using A = decltype(zero);
+    const Reader<A> from(x), from_d_out(d_out);
+    const Writer<A> to(d_x);
     ColumnSums<A> d_shifts(batch, chunks, width), d_scales(batch, chunks, width);
-    for_each_chunk<A>(batch, chunks, 3, width, [&](int64_t sample, int64_t chunk, auto scratch) {
-      A* factor = scratch(0);
-      sample_row<A>(scale, sample, width, 1, factor);
+    for_each_chunk<A>(batch, chunks, 4, width, [&](int64_t sample, int64_t chunk, auto scratch) {
+      const A* factor = sample_row<A>(scale, sample, width, 1, scratch(0));
       for (int64_t token = chunks.begin(chunk); token < chunks.end(chunk); ++token) {
-        const int64_t at = token * batch + sample;
-        NormRow<A> norm{as_row(from.at(token, sample), from.value, width, scratch(1)),
-                        as_row(from_d_out.at(token, sample), from_d_out.value, width, scratch(2)),
-                        factor,
-                        {mean.at<A>()[at], reciprocal.at<A>()[at]}};
+        NormRow<A> norm{from.row(from.at(token, sample), width, scratch(1)),
+                        from_d_out.row(from_d_out.at(token, sample), width, scratch(2)), factor,
+                        kept_moments<A>(mean, reciprocal, token * batch + sample)};
         norm.reduce(width, d_shifts.of(sample, chunk), d_scales.of(sample, chunk));
-        T* d_row = to.at(token, sample);
+        A* d_row = to.open(to.at(token, sample), scratch(3));
         sweep<A>(width, [&](int64_t at, auto part) { store(d_row + at, norm.gradient(at, part), part); });
+        to.close(to.at(token, sample), width, d_row);
       }
     });
     d_shifts.finish(d_shift);
@@ -140,22 +150,18 @@ void modulated_norm_backward(
 void gated_residual(const Array& x, const Array& gate, const Array& update, const Array& out) {
   const int64_t batch = x.sizes[1], width = x.sizes[2];
   const Chunks chunks(x.sizes[0]);
-  with_type(x.type, [&](auto type) {
-    using T = decltype(type);
-    using A = Accumulator<T>;
-    const Tokens<const T> from(x), from_update(update);
-    const Tokens<T> to(out);
-    for_each_chunk<A>(batch, chunks, 3, width, [&](int64_t sample, int64_t chunk, auto scratch) {
-      A* gate_row = scratch(0);
-      sample_row<A>(gate, sample, width, 0, gate_row);
+  with_accumulator(x.type, [&](auto zero) {
+    using A = decltype(zero);
+    const Reader<A> from(x), from_update(update);
+    const Writer<A> to(out);
+    for_each_chunk<A>(batch, chunks, 4, width, [&](int64_t sample, int64_t chunk, auto scratch) {
+      const A* gate_row = sample_row<A>(gate, sample, width, 0, scratch(0));
       for (int64_t token = chunks.begin(chunk); token < chunks.end(chunk); ++token) {
-        const A* row = as_row(from.at(token, sample), from.value, width, scratch(1));
-        const A* more = as_row(from_update.at(token, sample), from_update.value, width, scratch(2));
-        T* out_row = to.at(token, sample);
-        sweep<A>(width, [&](int64_t at, auto part) {
-          store(out_row + at, multiply_add(load(gate_row + at, part), load(more + at, part), load(row + at, part)),
-                part);
-        });
+        const A* row = from.row(from.at(token, sample), width, scratch(1));
+        const A* more = from_update.row(from_update.at(token, sample), width, scratch(2));
+        A* out_row = to.open(to.at(token, sample), scratch(3));
+        add_gated(row, gate_row, more, width, out_row);
+        to.close(to.at(token, sample), width, out_row);
       }
     });
   });
@@ -165,24 +171,24 @@ void gated_residual_backward(
     const Array& d_out, const Array& gate, const Array& update, const Array& d_gate, const Array& d_update) {
   const int64_t batch = update.sizes[1], width = update.sizes[2];
   const Chunks chunks(update.sizes[0]);
-  with_type(update.type, [&](auto type) {
-    using T = decltype(type);
-    using A = Accumulator<T>;
-    const Tokens<const T> from_update(update), from_d_out(d_out);
-    const Tokens<T> to(d_update);
+  with_accumulator(update.type, [&](auto zero) {
+    using A = decltype(zero);
+    const Reader<A> from_update(update), from_d_out(d_out);
+    const Writer<A> to(d_update);
     ColumnSums<A> d_gates(batch, chunks, width);
-    for_each_chunk<A>(batch, chunks, 3, width, [&](int64_t sample, int64_t chunk, auto scratch) {
-      A *gate_row = scratch(0), *sums = d_gates.of(sample, chunk);
-      sample_row<A>(gate, sample, width, 0, gate_row);
+    for_each_chunk<A>(batch, chunks, 4, width, [&](int64_t sample, int64_t chunk, auto scratch) {
+      const A* gate_row = sample_row<A>(gate, sample, width, 0, scratch(0));
+      A* sums = d_gates.of(sample, chunk);
       for (int64_t token = chunks.begin(chunk); token < chunks.end(chunk); ++token) {
-        const A* gradient = as_row(from_d_out.at(token, sample), from_d_out.value, width, scratch(1));
-        const A* row = as_row(from_update.at(token, sample), from_update.value, width, scratch(2));
-        T* d_row = to.at(token, sample);
+        const A* gradient = from_d_out.row(from_d_out.at(token, sample), width, scratch(1));
+        const A* row = from_update.row(from_update.at(token, sample), width, scratch(2));
+        A* d_row = to.open(to.at(token, sample), scratch(3));
         sweep<A>(width, [&](int64_t at, auto part) {
           const Vector<A> values = load(gradient + at, part);
-          store(d_row + at, values * load(gate_row + at, part), part);
           store(sums + at, multiply_add(values, load(row + at, part), load(sums + at, part)), part);
+          store(d_row + at, values * load(gate_row + at, part), part);
         });
+        to.close(to.at(token, sample), width, d_row);
       }
     });
     d_gates.finish(d_gate);
@@ -194,28 +200,27 @@ void gated_residual_norm(
     const Array& out, const Array& normed, const Array& mean, const Array& reciprocal) {
   const int64_t batch = x.sizes[1], width = x.sizes[2];
   const Chunks chunks(x.sizes[0]);
-  with_type(x.type, [&](auto type) {
-    using T = decltype(type);
-    using A = Accumulator<T>;
-    const Tokens<const T> from(x), from_update(update);
-    const Tokens<T> to(out), to_normed(normed);
-    for_each_chunk<A>(batch, chunks, 5, width, [&](int64_t sample, int64_t chunk, auto scratch) {
-      A *gate_row = scratch(0), *shift_row = scratch(1), *factor = scratch(2);
-      sample_row<A>(gate, sample, width, 0, gate_row);
-      sample_row<A>(shift, sample, width, 0, shift_row);
-      sample_row<A>(scale, sample, width, 1, factor);
+  with_accumulator(x.type, [&](auto zero) {
+    using A = decltype(zero);
+    const Reader<A> from(x), from_update(update), from_out(out);
+    const Writer<A> to(out), to_normed(normed);
+    for_each_chunk<A>(batch, chunks, 6, width, [&](int64_t sample, int64_t chunk, auto scratch) {
+      const A* gate_row = sample_row<A>(gate, sample, width, 0, scratch(0));
+      const A* shift_row = sample_row<A>(shift, sample, width, 0, scratch(1));
+      const A* factor = sample_row<A>(scale, sample, width, 1, scratch(2));
       for (int64_t token = chunks.begin(chunk); token < chunks.end(chunk); ++token) {
-        const A* row = as_row(from.at(token, sample), from.value, width, scratch(3));
-        const A* more = as_row(from_update.at(token, sample), from_update.value, width, scratch(4));
-        T* out_row = to.at(token, sample);
-        sweep<A>(width, [&](int64_t at, auto part) {
-          store(out_row + at, multiply_add(load(gate_row + at, part), load(more + at, part), load(row + at, part)),
-                part);
-        });
+        const int64_t place = to.at(token, sample);
+        const A* row = from.row(from.at(token, sample), width, scratch(3));
+        const A* more = from_update.row(from_update.at(token, sample), width, scratch(4));
+        A* out_row = to.open(place, scratch(5));
+        add_gated(row, gate_row, more, width, out_row);
+        to.close(place, width, out_row);
         // The norm sees the sum as it is returned, rounded.
-        const A* rounded = as_row<T, A>(out_row, 1, width, scratch(3));
+        const A* rounded = from_out.row(place, width, scratch(3));
         const Moments<A> moments = moments_of(rounded, width, epsilon);
-        write_normed(rounded, moments, factor, shift_row, width, to_normed.at(token, sample));
+        A* normed_row = to_normed.open(place, scratch(4));
+        write_normed(rounded, moments, factor, shift_row, width, normed_row);
+        to_normed.close(place, width, normed_row);
         keep_moments(mean, reciprocal, token * batch + sample, moments);
       }
     });
@@ -225,36 +230,34 @@ void gated_residual_norm(
 void gated_residual_norm_backward(const ResidualNormGradients& given) {
   const int64_t batch = given.out.sizes[1], width = given.out.sizes[2];
   const Chunks chunks(given.out.sizes[0]);
-  with_type(given.out.type, [&](auto type) {
-    using T = decltype(type);
-    using A = Accumulator<T>;
-    const Tokens<const T> from(given.out), from_update(given.update), from_normed(given.d_normed);
-    const Tokens<const T> from_d_out(given.d_out);
-    const Tokens<T> to(given.d_x), to_update(given.d_update);
+  with_accumulator(given.out.type, [&](auto zero) {
+    using A = decltype(zero);
+    const Reader<A> from(given.out), from_update(given.update), from_normed(given.d_normed), from_d_out(given.d_out);
+    const Writer<A> to(given.d_x), to_update(given.d_update);
     ColumnSums<A> d_gates(batch, chunks, width), d_shifts(batch, chunks, width), d_scales(batch, chunks, width);
-    for_each_chunk<A>(batch, chunks, 6, width, [&](int64_t sample, int64_t chunk, auto scratch) {
-      A *gate_row = scratch(0), *factor = scratch(1), *d_gate = d_gates.of(sample, chunk);
-      sample_row<A>(given.gate, sample, width, 0, gate_row);
-      sample_row<A>(given.scale, sample, width, 1, factor);
+    for_each_chunk<A>(batch, chunks, 8, width, [&](int64_t sample, int64_t chunk, auto scratch) {
+      const A* gate_row = sample_row<A>(given.gate, sample, width, 0, scratch(0));
+      const A* factor = sample_row<A>(given.scale, sample, width, 1, scratch(1));
+      A* d_gate = d_gates.of(sample, chunk);
       for (int64_t token = chunks.begin(chunk); token < chunks.end(chunk); ++token) {
-        const int64_t at = token * batch + sample;
-        NormRow<A> norm{as_row(from.at(token, sample), from.value, width, scratch(2)),
-                        as_row(from_normed.at(token, sample), from_normed.value, width, scratch(3)),
-                        factor,
-                        {given.mean.at<A>()[at], given.reciprocal.at<A>()[at]}};
+        const int64_t place = to.at(token, sample);
+        NormRow<A> norm{from.row(from.at(token, sample), width, scratch(2)),
+                        from_normed.row(from_normed.at(token, sample), width, scratch(3)), factor,
+                        kept_moments<A>(given.mean, given.reciprocal, token * batch + sample)};
         norm.reduce(width, d_shifts.of(sample, chunk), d_scales.of(sample, chunk));
-        const A* update = as_row(from_update.at(token, sample), from_update.value, width, scratch(4));
-        const A* passing = from_d_out.data
-            ? as_row(from_d_out.at(token, sample), from_d_out.value, width, scratch(5))
-            : nullptr;
-        T *d_row = to.at(token, sample), *d_update_row = to_update.at(token, sample);
+        const A* update = from_update.row(from_update.at(token, sample), width, scratch(4));
+        const A* passing = nullptr;
+        if (from_d_out.is_there()) passing = from_d_out.row(from_d_out.at(token, sample), width, scratch(5));
+        A *d_row = to.open(place, scratch(6)), *d_update_row = to_update.open(place, scratch(7));
         sweep<A>(width, [&](int64_t at, auto part) {
           Vector<A> gradient = norm.gradient(at, part);
           if (passing) gradient += load(passing + at, part);
+          store(d_gate + at, multiply_add(gradient, load(update + at, part), load(d_gate + at, part)), part);
           store(d_row + at, gradient, part);
           store(d_update_row + at, gradient * load(gate_row + at, part), part);
-          store(d_gate + at, multiply_add(gradient, load(update + at, part), load(d_gate + at, part)), part);
         });
+        to.close(place, width, d_row);
+        to_update.close(place, width, d_update_row);
       }
     });
     d_gates.finish(given.d_gate);

@@ -178,21 +178,6 @@ inline void store(T* to, Vector<Accumulator<T>> values, int part) {
   std::memcpy(to, lanes, part * sizeof(T));
 }
 
-/// One value of any type.
-template <typename T>
-inline Accumulator<T> value_of(const T* from) {
-  return load(from, 1)[0];
-}
-inline float value_of(const float* from) { return *from; }
-inline double value_of(const double* from) { return *from; }
-
-template <typename T>
-inline void store_value(T* to, Accumulator<T> value) {
-  store(to, broadcast(value), 1);
-}
-inline void store_value(float* to, float value) { *to = value; }
-inline void store_value(double* to, double value) { *to = value; }
-
 // --- Arithmetic ------------------------------------------------------------------------------------------------------
 
 /// left * right + sum, rounded once where the instruction set has it.
@@ -281,32 +266,6 @@ inline Vector<float> power_of_two(Vector<float> x) {
 inline Vector<double> power_of_two(Vector<double> x) {
   for (int lane = 0; lane < LANES<double>; ++lane) x[lane] = __builtin_exp2(x[lane]);
   return x;
-}
-
-// --- Types -----------------------------------------------------------------------------------------------------------
-
-/// Calls body(T()) with the storage type that `type` names.
-template <typename Body>
-inline void with_type(Type type, const Body& body) {
-  switch (type) {
-    case Type::float32: return body(float());
-    case Type::float64: return body(double());
-    case Type::bfloat16: return body(Bfloat16());
-    case Type::float16: return body(Float16());
-    case Type::int64: break;
-  }
-}
-
-/// `count` values, `stride` apart, as contiguous ones of the accumulator's type.
-template <typename T, typename A>
-inline void gather(const T* from, int64_t stride, int64_t count, A* to) {
-  if constexpr (sizeof(A) == sizeof(Accumulator<T>)) {
-    if (stride == 1) {
-      sweep<A>(count, [&](int64_t offset, auto part) { store(to + offset, load(from + offset, part), part); });
-      return;
-    }
-  }
-  for (int64_t index = 0; index < count; ++index) to[index] = static_cast<A>(value_of(from + index * stride));
 }
 
 template <typename A>
