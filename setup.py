@@ -75,6 +75,11 @@ def compiler() -> list[str] | None:
     return None
 
 
+def extra_flags() -> list[str]:
+    """CXXFLAGS, for compiler and linker: sanitizers, another optimisation."""
+    return shlex.split(os.environ.get("CXXFLAGS", ""))
+
+
 def torch_folder() -> Path | None:
     found = find_spec("torch")
     return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
@@ -109,6 +114,9 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension):
         library = Path(self.get_ext_fullpath(extension.name))
+        newest = max(Path(each).stat().st_mtime for each in (*extension.sources, *extension.depends))
+        if library.exists() and library.stat().st_mtime > newest and not self.force:
+            return
         objects = Path(self.build_temp) / "cpu"
         for folder in (library.parent, objects):
             folder.mkdir(parents=True, exist_ok=True)
@@ -117,21 +125,25 @@ class BuildNative(build_ext):
             list(pool.map(self._run, commands))
         torch_libraries = torch_folder() / "lib"
         outputs = [command[-1] for command in commands]
-        self._run([*compiler(), "-shared", *outputs, f"-L{torch_libraries}", "-ltorch_cpu", "-o", str(library)])
+        link = ["-shared", *extra_flags(), *outputs, f"-L{torch_libraries}", "-ltorch_cpu", "-o", str(library)]
+        self._run([*compiler(), *link])
 
     def _compilations(self, objects: Path) -> list[list[str]]:
         x86 = platform.machine() in ("x86_64", "AMD64")
         sets = INSTRUCTION_SETS if x86 else {"baseline": ""}
         kernels = sorted(path for path in NATIVE.glob("*.cpp") if path.name != "binding.cpp")
         binding = NATIVE / "binding.cpp"
-        commands = [
-            [*compiler(), *COMPILE, *flags.split(), f"-DCONTENTV_INSTRUCTIONS={name}", "-c", str(source), "-o",
-             str(objects / f"{source.stem}.{name}.o")]
-            for name, flags in sets.items() for source in kernels
-        ]  # fmt: skip
+        flags = [*COMPILE, *extra_flags()]
+        commands = []
+        for name, more in sets.items():
+            for source in kernels:
+                target = objects / f"{source.stem}.{name}.o"
+                named = [*flags, *more.split(), f"-DCONTENTV_INSTRUCTIONS={name}", "-c", str(source), "-o", str(target)]
+                commands.append([*compiler(), *named])
         target = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
         headers = ["-isystem", str(torch_folder() / "include"), target, *(["-DCONTENTV_X86"] if x86 else [])]
-        return [[*compiler(), *COMPILE, *headers, "-c", str(binding), "-o", str(objects / "binding.o")], *commands]
+        bound = [*flags, *headers, "-c", str(binding), "-o", str(objects / "binding.o")]
+        return [[*compiler(), *bound], *commands]
 
     def _run(self, command: list[str]) -> None:
         child = subprocess.run(command, capture_output=True, text=True)

@@ -3,8 +3,13 @@
 That its results agree with the oracles, in the instruction set this processor chooses, stands in each operation's test.
 """
 
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +36,8 @@ DIFFERENTIABLE = {
     "flow_loss": ("velocity_SBP",),
 }
 TENSOR_OPERATIONS = tuple(DIFFERENTIABLE)
+ROOT = Path(__file__).resolve().parents[2]
+SANITIZERS = ("libasan.so", "libubsan.so")
 
 
 @contextmanager
@@ -273,3 +280,28 @@ def test_a_dtype_it_does_not_take_is_refused():
 def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(ValueError, match="sse9.*baseline"):
         instructions("sse9")
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_sanitizers_find_nothing(tmp_path):
+    """These tests again, on a copy of the checkout whose library is built with ASan and UBSan."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to build with")
+    skipped = shutil.ignore_patterns("*.so", "__pycache__", ".*", "build", "runs", "data", "wheelhouse")
+    copy = shutil.copytree(ROOT, tmp_path / "checkout", ignore=skipped)
+    flags = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+    building = {**os.environ, "CXX": "g++", "CXXFLAGS": flags}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=copy, env=building, check=True, timeout=600)
+    # The interpreter is not built with ASan, so its runtime comes first; Python keeps memory until it ends.
+    runtimes = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in SANITIZERS]
+    running = {**os.environ, "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}
+    running.pop("PYTHONPATH", None)
+    tests = ["tests/kernels/test_cpu_native.py", "-k", "not sanitizers and not opcheck"]
+    command = [sys.executable, "-m", "pytest", "-x", *tests]
+    child = subprocess.run(command, cwd=copy, env=running, capture_output=True, text=True)
+    assert child.returncode == 0 and " passed" in child.stdout, child.stdout[-4000:] + child.stderr[-4000:]
