@@ -114,12 +114,15 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension):
         library = Path(self.get_ext_fullpath(extension.name))
-        newest = max(Path(each).stat().st_mtime for each in (*extension.sources, *extension.depends))
-        if library.exists() and library.stat().st_mtime > newest and not self.force:
-            return
         objects = Path(self.build_temp) / "cpu"
         for folder in (library.parent, objects):
             folder.mkdir(parents=True, exist_ok=True)
+        newest = max(Path(each).stat().st_mtime for each in (*extension.sources, *extension.depends))
+        there = ROOT / "csrc" / library.name
+        # An editable installation builds elsewhere each time, and puts the library here.
+        if self.editable_mode and there.exists() and there.stat().st_mtime > newest:
+            shutil.copy2(there, library)
+            return
         commands = self._compilations(objects)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(self._run, commands))
