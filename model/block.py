@@ -137,7 +137,7 @@ class Block(ShardedModule):
             pairs = zip(self.video.heads(video_qkv, rotation), self.text.heads(text_qkv, None), strict=True)
             return tuple(torch.cat(pair) for pair in pairs)
 
-        attended_QBD = remade(join, (video_qkv, text_qkv), lambda *heads: self.attend(*heads, tokens))
+        (attended_QBD,) = remade(join, (video_qkv, text_qkv), lambda *heads: (self.attend(*heads, tokens),))
 
         attended_SBD, attended_TBD = attended_QBD.tensor_split([tokens.video.count])
         video_SBD = self.video.absorb(video_SBD, attended_SBD, video_modulation, tokens.video)

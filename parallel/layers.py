@@ -55,6 +55,11 @@ class RowLinear(RowParallelLinear):
         return _whole_units(super().sharded_state_dict(prefix, sharded_offsets, metadata), self, prefix)
 
 
+def is_linear(module: torch.nn.Module) -> bool:
+    """Whether it is one of megatron's linears, whatever it shares."""
+    return isinstance(module, (ColumnParallelLinear, RowParallelLinear))
+
+
 class SampleLinear(ColumnLinear):
     """A column linear for one row a sample, gathered whole: [B, in] -> [B, out].
 

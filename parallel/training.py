@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .layers import ShardedModule
+from .layers import ShardedModule, is_linear
 from .megatron import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -68,6 +68,8 @@ class DataParallel:
             DistributedDataParallel(config, buffers, module, disable_bucketing=number > 0)
             for number, module in enumerate(modules)
         ]
+        for linear in (layer for module in modules for layer in module.modules() if is_linear(layer)):
+            linear.gradient_accumulation_fusion = True  # weights have their place in a buffer now
         config.finalize_model_grads_func = finalize_model_grads
         config.no_sync_func = _one_or_all([chunk.no_sync for chunk in self.chunks])
         if buffers.overlap_grad_reduce:

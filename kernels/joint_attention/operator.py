@@ -55,9 +55,23 @@ def operator(backend: str, forward: Forward, backward: Backward) -> JointAttenti
 
     differentiate(forwards, save, gradients)
 
+    def alone(
+        d_out_BHQE: Tensor,
+        d_lse_BHQ: Tensor | None,
+        q_BHQE: Tensor,
+        k_BHJE: Tensor,
+        v_BHJE: Tensor,
+        out_BHQE: Tensor,
+        lse_BHQ: Tensor,
+        *,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return backwards(d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale)
+
     def joint_attention(q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
         return forwards(q_BHQE, k_BHJE, v_BHJE, scale)
 
+    joint_attention.backward = alone
     return joint_attention
 
 
