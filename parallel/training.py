@@ -55,10 +55,12 @@ class DataParallel:
         self.modules = modules
         self.mesh = mesh
         self.config = config = _transformer_config(mesh, shape, dtype)
+        # A group of one sends nothing that could overlap.
+        overlap = mesh.config.overlap and mesh.data_and_context.size() > 1
         buffers = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            overlap_grad_reduce=mesh.config.overlap,
-            overlap_param_gather=mesh.config.overlap,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap,
             use_distributed_optimizer=True,
             num_distributed_optimizer_instances=mesh.data_and_context.size() // mesh.states.size(),
             average_in_collective=False,
