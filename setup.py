@@ -1,13 +1,23 @@
-"""Maps the repository root to the import package `contentv`.
+"""Maps the repository root to the import package `contentv`, and builds csrc/cpu into it where that can be done.
 
 The five top-level folders are namespace packages on purpose: a top-level `kernels/__init__.py` would shadow (or be
 shadowed by) Hugging Face's own `kernels` package on every machine that has both.
 """
 
+import os
+import platform
+import re
+import shlex
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
@@ -39,6 +49,110 @@ class BuildEngine(build_py):
         return [module for module in found if package != "contentv" or module[1] == "__init__"]
 
 
+NATIVE = Path("csrc") / "cpu"
+OLDEST_TORCH = (2, 11)
+"""The stable ABI of this version is what the library asks of torch: later ones have it too."""
+COMPILE = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+# A product and a sum are rounded twice unless the source says otherwise, and no sum is reordered.
+COMPILE += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+INSTRUCTION_SETS = {
+    "baseline": "",
+    "avx2": "-mavx2 -mfma",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma",
+}
+"""Flags for each; the linker takes a function that several objects hold from the first, which any processor can run."""
+
+
+PROBE = "typedef float V __attribute__((vector_size(16))); V f(V a, V b) { return a < b ? a : b; }"
+
+
+def compiler() -> list[str] | None:
+    """The C++ compiler: CXX, or the first one found."""
+    wished = shlex.split(os.environ.get("CXX", ""))
+    for command in [wished] if wished else [["g++"], ["c++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    return None
+
+
+def torch_folder() -> Path | None:
+    found = find_spec("torch")
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+
+
+def native_refusal() -> str | None:
+    """Why csrc/cpu is not built here; None if it is."""
+    if os.environ.get("CONTENTV_NATIVE") == "0":
+        return "CONTENTV_NATIVE=0 asks for a wheel without it"
+    if sys.platform != "linux":
+        return f"it is built on Linux only, not on {sys.platform}"
+    if compiler() is None:
+        return "there is no C++ compiler: install g++, or name one in CXX"
+    probe = subprocess.run([*compiler(), *COMPILE, "-fsyntax-only", "-xc++", "-"], input=PROBE, text=True)
+    if probe.returncode:
+        return f"{compiler()[0]} is too old (C++20 and vector extensions are needed): name a newer one in CXX"
+    folder = torch_folder()
+    if folder is None:
+        return "torch is not there to build against: install it first, and give pip --no-build-isolation"
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", (folder / "version.py").read_text())
+    if not found or tuple(map(int, found.groups())) < OLDEST_TORCH:
+        return f"torch is older than {'.'.join(map(str, OLDEST_TORCH))}: install that or a newer one"
+    return None
+
+
+class BuildNative(build_ext):
+    """Compiles every kernel once for each instruction set, in as many processes as there are cores, and links them."""
+
+    def get_ext_filename(self, fullname):
+        # Neither Python's version nor torch's is in it: it speaks to torch alone, through torch's stable ABI.
+        return fullname.replace(".", os.sep) + ".so"
+
+    def build_extension(self, extension):
+        library = Path(self.get_ext_fullpath(extension.name))
+        objects = Path(self.build_temp) / "cpu"
+        for folder in (library.parent, objects):
+            folder.mkdir(parents=True, exist_ok=True)
+        commands = self._compilations(objects)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(self._run, commands))
+        torch_libraries = torch_folder() / "lib"
+        outputs = [command[-1] for command in commands]
+        self._run([*compiler(), "-shared", *outputs, f"-L{torch_libraries}", "-ltorch_cpu", "-o", str(library)])
+
+    def _compilations(self, objects: Path) -> list[list[str]]:
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        sets = INSTRUCTION_SETS if x86 else {"baseline": ""}
+        kernels = sorted(path for path in NATIVE.glob("*.cpp") if path.name != "binding.cpp")
+        binding = NATIVE / "binding.cpp"
+        commands = [
+            [*compiler(), *COMPILE, *flags.split(), f"-DCONTENTV_INSTRUCTIONS={name}", "-c", str(source), "-o",
+             str(objects / f"{source.stem}.{name}.o")]
+            for name, flags in sets.items() for source in kernels
+        ]  # fmt: skip
+        target = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
+        headers = ["-isystem", str(torch_folder() / "include"), target, *(["-DCONTENTV_X86"] if x86 else [])]
+        return [[*compiler(), *COMPILE, *headers, "-c", str(binding), "-o", str(objects / "binding.o")], *commands]
+
+    def _run(self, command: list[str]) -> None:
+        child = subprocess.run(command, capture_output=True, text=True)
+        if child.returncode:
+            sys.exit(
+                f"csrc/cpu does not compile (CONTENTV_NATIVE=0 does without it):\n{shlex.join(command)}\n{child.stderr}"
+            )
+
+
+class TagWheel(bdist_wheel):
+    """A wheel with the library is for one kind of machine, but for every Python."""
+
+    def get_tag(self):
+        python, abi, machine = super().get_tag()
+        return ("py3", "none", machine) if self.distribution.has_ext_modules() else (python, abi, machine)
+
+
+REFUSAL = native_refusal()
+if REFUSAL:
+    print(f"contentv: csrc/cpu is not built, plain torch does its work: {REFUSAL}", file=sys.stderr)
+
 setup(
     version=version(),
     packages=packages(),
@@ -47,5 +161,14 @@ setup(
     # Data files are those named above; by default setuptools also takes some from the source archive's list, and warns
     # that clips/ looks like a package.
     include_package_data=False,
-    cmdclass={"build_py": BuildEngine},
+    ext_modules=[]
+    if REFUSAL
+    else [
+        Extension(
+            "contentv.csrc._cpu",
+            sources=sorted(map(str, NATIVE.glob("*.cpp"))),
+            depends=["setup.py", *sorted(map(str, NATIVE.glob("*.h")))],
+        )
+    ],
+    cmdclass={"build_py": BuildEngine, "build_ext": BuildNative, "bdist_wheel": TagWheel},
 )
