@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
+from ..kernels import host_memory
+
 MEGATRON_VERSION = "0.16.1"
 DEVICE_VARIABLE = "CONTENTV_DEVICE"
 CPU = torch.device("cpu")
@@ -85,6 +87,7 @@ def prepare(device_type: str) -> None:
         )
     if device_type == "cuda" or isinstance(torch.cuda.default_generators, HostGenerators):
         return
+    host_memory.install()
     # torch remembers its factory functions at the first `with torch.device(...)`. Remembered after the replacement they
     # would be ours, which that context never meets, and it would silently do nothing: no meta device, for one.
     _device_constructors()

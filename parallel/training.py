@@ -6,11 +6,13 @@ loss = model.forward_backward(step, batches, ...)       megatron's schedule over
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
 from typing import Any
 
 import torch
 
+from ..kernels.host_memory import clear
 from .layers import ShardedModule, is_linear
 from .megatron import (
     DistributedDataParallel,
@@ -70,6 +72,8 @@ class DataParallel:
             DistributedDataParallel(config, buffers, module, disable_bucketing=number > 0)
             for number, module in enumerate(modules)
         ]
+        for buffer in (buffer for chunk in self.chunks for buffer in chunk.buffers):
+            buffer.reset = partial(clear, buffer.grad_data)
         for linear in (layer for module in modules for layer in module.modules() if is_linear(layer)):
             linear.gradient_accumulation_fusion = True  # weights have their place in a buffer now
         config.finalize_model_grads_func = finalize_model_grads
