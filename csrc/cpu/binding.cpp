@@ -85,6 +85,15 @@ Array array_of(const Tensor& tensor) {
 
 Array array_of(const std::optional<Tensor>& tensor) { return tensor ? array_of(*tensor) : Array(); }
 
+std::vector<Array> arrays_of(const std::vector<Tensor>& tensors) {
+  std::vector<Array> arrays;
+  arrays.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) arrays.push_back(array_of(tensor));
+  return arrays;
+}
+
+Arrays all(const std::vector<Array>& arrays) { return {arrays.data(), static_cast<int64_t>(arrays.size())}; }
+
 // --- Operators -------------------------------------------------------------------------------------------------------
 
 /// The set's name, after changing to another if one is named: for tests, which run them all.
@@ -103,6 +112,24 @@ void joint_attention_backward(
   kernels().joint_attention_backward({array_of(d_out), array_of(d_lse), array_of(q), array_of(k), array_of(v),
                                       array_of(out), array_of(lse), array_of(d_q), array_of(d_k), array_of(d_v)},
                                      scale);
+}
+
+void qk_norm_rope(
+    Tensor q, Tensor k, Tensor q_gain, Tensor k_gain, std::optional<Tensor> cos, std::optional<Tensor> sin,
+    double epsilon, Tensor q_out, Tensor k_out, Tensor q_reciprocal, Tensor k_reciprocal) {
+  kernels().qk_norm_rope(
+      {array_of(q), array_of(k), array_of(q_gain), array_of(k_gain), array_of(cos), array_of(sin)}, epsilon,
+      {array_of(q_out), array_of(k_out), array_of(q_reciprocal), array_of(k_reciprocal)});
+}
+
+void qk_norm_rope_backward(
+    Tensor d_q_out, Tensor d_k_out, Tensor q, Tensor k, Tensor q_gain, Tensor k_gain, std::optional<Tensor> cos,
+    std::optional<Tensor> sin, Tensor q_reciprocal, Tensor k_reciprocal, Tensor d_q, Tensor d_k, Tensor d_q_gain,
+    Tensor d_k_gain) {
+  kernels().qk_norm_rope_backward(
+      {array_of(q), array_of(k), array_of(q_gain), array_of(k_gain), array_of(cos), array_of(sin)},
+      {array_of(d_q_out), array_of(d_k_out), array_of(q_reciprocal), array_of(k_reciprocal), array_of(d_q),
+       array_of(d_k), array_of(d_q_gain), array_of(d_k_gain)});
 }
 
 void modulated_norm(
@@ -142,6 +169,48 @@ void gated_residual_norm_backward(
                                           array_of(d_scale)});
 }
 
+void mlp_gelu(Tensor hidden, Tensor bias, Tensor out) {
+  kernels().mlp_gelu(array_of(hidden), array_of(bias), array_of(out));
+}
+
+void mlp_gelu_backward(Tensor d_out, Tensor hidden, Tensor bias, Tensor d_hidden, Tensor d_bias) {
+  kernels().mlp_gelu_backward(array_of(d_out), array_of(hidden), array_of(bias), array_of(d_hidden),
+                              array_of(d_bias));
+}
+
+void flow_noise(
+    Tensor x0, Tensor sigma, Tensor sample, int64_t step, int64_t seed_low, int64_t seed_high, Tensor x_t,
+    Tensor noise) {
+  kernels().flow_noise(array_of(x0), array_of(sigma), array_of(sample), step, seed_low, seed_high, array_of(x_t),
+                       array_of(noise));
+}
+
+void flow_loss(Tensor velocity, Tensor x0, Tensor noise, Tensor weight, int64_t first_token, Tensor loss) {
+  kernels().flow_loss(array_of(velocity), array_of(x0), array_of(noise), array_of(weight), first_token,
+                      array_of(loss));
+}
+
+void flow_loss_backward(
+    Tensor d_loss, Tensor velocity, Tensor x0, Tensor noise, Tensor weight, int64_t first_token, Tensor d_velocity) {
+  kernels().flow_loss_backward(array_of(d_loss), array_of(velocity), array_of(x0), array_of(noise), array_of(weight),
+                               first_token, array_of(d_velocity));
+}
+
+void gradient_norm(std::vector<Tensor> gradients, Tensor squared) {
+  const std::vector<Array> arrays = arrays_of(gradients);
+  kernels().gradient_norm(all(arrays), array_of(squared));
+}
+
+void adamw(
+    std::vector<Tensor> masters, std::vector<Tensor> gradients, std::vector<Tensor> moments1,
+    std::vector<Tensor> moments2, std::vector<Tensor> emas, std::vector<Tensor> copies, Tensor clip_factor, double lr,
+    double beta1, double beta2, double epsilon, double weight_decay, int64_t step, double ema_decay) {
+  const std::vector<Array> lists[] = {arrays_of(masters),  arrays_of(gradients), arrays_of(moments1),
+                                      arrays_of(moments2), arrays_of(emas),      arrays_of(copies)};
+  kernels().adamw({all(lists[0]), all(lists[1]), all(lists[2]), all(lists[3]), all(lists[4]), all(lists[5])},
+                  array_of(clip_factor), {lr, beta1, beta2, epsilon, weight_decay, step, ema_decay});
+}
+
 }  // namespace
 
 // --- Threads ---------------------------------------------------------------------------------------------------------
@@ -169,6 +238,13 @@ STABLE_TORCH_LIBRARY(contentv_native, library) {
       "joint_attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
       "float scale, Tensor(a!) d_q, Tensor(b!) d_k, Tensor(c!) d_v) -> ()");
   library.def(
+      "qk_norm_rope(Tensor q, Tensor k, Tensor q_gain, Tensor k_gain, Tensor? cos, Tensor? sin, float epsilon, "
+      "Tensor(a!) q_out, Tensor(b!) k_out, Tensor(c!) q_reciprocal, Tensor(d!) k_reciprocal) -> ()");
+  library.def(
+      "qk_norm_rope_backward(Tensor d_q_out, Tensor d_k_out, Tensor q, Tensor k, Tensor q_gain, Tensor k_gain, "
+      "Tensor? cos, Tensor? sin, Tensor q_reciprocal, Tensor k_reciprocal, Tensor(a!) d_q, Tensor(b!) d_k, "
+      "Tensor(c!) d_q_gain, Tensor(d!) d_k_gain) -> ()");
+  library.def(
       "modulated_norm(Tensor x, Tensor shift, Tensor scale, float epsilon, Tensor(a!) out, Tensor(b!) mean, "
       "Tensor(c!) reciprocal) -> ()");
   library.def(
@@ -184,6 +260,22 @@ STABLE_TORCH_LIBRARY(contentv_native, library) {
       "gated_residual_norm_backward(Tensor? d_out, Tensor d_normed, Tensor out, Tensor gate, Tensor update, "
       "Tensor scale, Tensor mean, Tensor reciprocal, Tensor(a!) d_x, Tensor(b!) d_gate, Tensor(c!) d_update, "
       "Tensor(d!) d_shift, Tensor(e!) d_scale) -> ()");
+  library.def("mlp_gelu(Tensor hidden, Tensor bias, Tensor(a!) out) -> ()");
+  library.def(
+      "mlp_gelu_backward(Tensor d_out, Tensor hidden, Tensor bias, Tensor(a!) d_hidden, Tensor(b!) d_bias) -> ()");
+  library.def(
+      "flow_noise(Tensor x0, Tensor sigma, Tensor sample, int step, int seed_low, int seed_high, Tensor(a!) x_t, "
+      "Tensor(b!) noise) -> ()");
+  library.def(
+      "flow_loss(Tensor velocity, Tensor x0, Tensor noise, Tensor weight, int first_token, Tensor(a!) loss) -> ()");
+  library.def(
+      "flow_loss_backward(Tensor d_loss, Tensor velocity, Tensor x0, Tensor noise, Tensor weight, int first_token, "
+      "Tensor(a!) d_velocity) -> ()");
+  library.def("gradient_norm(Tensor[] gradients, Tensor(a!) squared) -> ()");
+  library.def(
+      "adamw(Tensor(a!)[] masters, Tensor[] gradients, Tensor(b!)[] moments1, Tensor(c!)[] moments2, "
+      "Tensor(d!)[] emas, Tensor(e!)[] copies, Tensor clip_factor, float lr, float beta1, float beta2, float epsilon, "
+      "float weight_decay, int step, float ema_decay) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(contentv_native, CompositeExplicitAutograd, library) {
@@ -199,4 +291,13 @@ STABLE_TORCH_LIBRARY_IMPL(contentv_native, CPU, library) {
   library.impl("gated_residual_backward", TORCH_BOX(&contentv::gated_residual_backward));
   library.impl("gated_residual_norm", TORCH_BOX(&contentv::gated_residual_norm));
   library.impl("gated_residual_norm_backward", TORCH_BOX(&contentv::gated_residual_norm_backward));
+  library.impl("qk_norm_rope", TORCH_BOX(&contentv::qk_norm_rope));
+  library.impl("qk_norm_rope_backward", TORCH_BOX(&contentv::qk_norm_rope_backward));
+  library.impl("mlp_gelu", TORCH_BOX(&contentv::mlp_gelu));
+  library.impl("mlp_gelu_backward", TORCH_BOX(&contentv::mlp_gelu_backward));
+  library.impl("flow_noise", TORCH_BOX(&contentv::flow_noise));
+  library.impl("flow_loss", TORCH_BOX(&contentv::flow_loss));
+  library.impl("flow_loss_backward", TORCH_BOX(&contentv::flow_loss_backward));
+  library.impl("gradient_norm", TORCH_BOX(&contentv::gradient_norm));
+  library.impl("adamw", TORCH_BOX(&contentv::adamw));
 }

@@ -14,6 +14,10 @@ struct NormRopeInputs {
   Array q, k, q_gain, k_gain, cos, sin;
 };
 
+struct NormRopeOutputs {
+  Array q, k, q_reciprocal, k_reciprocal;
+};
+
 struct NormRopeGradients {
   Array d_q_out, d_k_out, q_reciprocal, k_reciprocal, d_q, d_k, d_q_gain, d_k_gain;
 };
@@ -35,6 +39,8 @@ struct AdamWNumbers {
 using JointAttention = void(
     const Array& q, const Array& k, const Array& v, double scale, const Array& out, const Array& lse);
 using JointAttentionBackward = void(const AttentionGradients& given, double scale);
+using QkNormRope = void(const NormRopeInputs& inputs, double epsilon, const NormRopeOutputs& outputs);
+using QkNormRopeBackward = void(const NormRopeInputs& inputs, const NormRopeGradients& given);
 using ModulatedNorm = void(
     const Array& x, const Array& shift, const Array& scale, double epsilon, const Array& out, const Array& mean,
     const Array& reciprocal);
@@ -48,16 +54,39 @@ using GatedResidualNorm = void(
     const Array& x, const Array& gate, const Array& update, const Array& shift, const Array& scale, double epsilon,
     const Array& out, const Array& normed, const Array& mean, const Array& reciprocal);
 using GatedResidualNormBackward = void(const ResidualNormGradients& given);
+using MlpGelu = void(const Array& hidden, const Array& bias, const Array& out);
+using MlpGeluBackward = void(
+    const Array& d_out, const Array& hidden, const Array& bias, const Array& d_hidden, const Array& d_bias);
+using FlowNoise = void(
+    const Array& x0, const Array& sigma, const Array& sample, int64_t step, int64_t seed_low, int64_t seed_high,
+    const Array& x_t, const Array& noise);
+using FlowLoss = void(
+    const Array& velocity, const Array& x0, const Array& noise, const Array& weight, int64_t first_token,
+    const Array& loss);
+using FlowLossBackward = void(
+    const Array& d_loss, const Array& velocity, const Array& x0, const Array& noise, const Array& weight,
+    int64_t first_token, const Array& d_velocity);
+using GradientNorm = void(const Arrays& gradients, const Array& squared);
+using AdamW = void(const AdamWState& state, const Array& clip_factor, const AdamWNumbers& numbers);
 
 struct Kernels {
   JointAttention* joint_attention;
   JointAttentionBackward* joint_attention_backward;
+  QkNormRope* qk_norm_rope;
+  QkNormRopeBackward* qk_norm_rope_backward;
   ModulatedNorm* modulated_norm;
   ModulatedNormBackward* modulated_norm_backward;
   GatedResidual* gated_residual;
   GatedResidualBackward* gated_residual_backward;
   GatedResidualNorm* gated_residual_norm;
   GatedResidualNormBackward* gated_residual_norm_backward;
+  MlpGelu* mlp_gelu;
+  MlpGeluBackward* mlp_gelu_backward;
+  FlowNoise* flow_noise;
+  FlowLoss* flow_loss;
+  FlowLossBackward* flow_loss_backward;
+  GradientNorm* gradient_norm;
+  AdamW* adamw;
 };
 
 namespace baseline {
@@ -74,12 +103,21 @@ extern const Kernels kernels;
 namespace CONTENTV_INSTRUCTIONS {
 JointAttention joint_attention;
 JointAttentionBackward joint_attention_backward;
+QkNormRope qk_norm_rope;
+QkNormRopeBackward qk_norm_rope_backward;
 ModulatedNorm modulated_norm;
 ModulatedNormBackward modulated_norm_backward;
 GatedResidual gated_residual;
 GatedResidualBackward gated_residual_backward;
 GatedResidualNorm gated_residual_norm;
 GatedResidualNormBackward gated_residual_norm_backward;
+MlpGelu mlp_gelu;
+MlpGeluBackward mlp_gelu_backward;
+FlowNoise flow_noise;
+FlowLoss flow_loss;
+FlowLossBackward flow_loss_backward;
+GradientNorm gradient_norm;
+AdamW adamw;
 }  // namespace CONTENTV_INSTRUCTIONS
 #endif
 

@@ -15,7 +15,7 @@ struct Chunks {
     const int64_t most = 64, least_rows = 16;
     size = (rows + most - 1) / most;
     if (size < least_rows) size = least_rows;
-    count = (rows + size - 1) / size;
+    count = rows > 0 ? (rows + size - 1) / size : 1;
   }
 
   int64_t begin(int64_t chunk) const { return chunk * size; }

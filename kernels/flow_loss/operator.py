@@ -2,10 +2,10 @@
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from ..operator import define, differentiate
+from ..precision import working_dtype
 from . import FlowLoss
 
 
@@ -14,7 +14,7 @@ class Forward(Protocol):
         self, velocity_SBP: Tensor, x0_BCFYX: Tensor, noise_BCFYX: Tensor, weight_B: Tensor, first_token: int,
         loss_B: Tensor,
     ) -> None:  # fmt: skip
-        """loss is float32."""
+        """loss is float32 (float64 for float64 velocity)."""
 
 
 class Backward(Protocol):
@@ -63,7 +63,7 @@ def operator(backend: str, forward: Forward, backward: Backward) -> FlowLoss:
 
 
 def _outputs(velocity_SBP, *_rest):
-    return velocity_SBP.new_empty(velocity_SBP.shape[1], dtype=torch.float32)
+    return velocity_SBP.new_empty(velocity_SBP.shape[1], dtype=working_dtype(velocity_SBP.dtype))
 
 
 def _gradients(_d_loss_B, velocity_SBP, *_rest):

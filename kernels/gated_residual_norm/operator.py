@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..operator import define, differentiate
+from ..precision import working_dtype
 from . import GatedResidualNorm
 
 
@@ -14,7 +15,8 @@ class Forward(Protocol):
         self, x_SBD: Tensor, gate_BD: Tensor, update_SBD: Tensor, shift_BD: Tensor, scale_BD: Tensor, epsilon: float,
         out_SBD: Tensor, normed_SBD: Tensor, mean_SB: Tensor, reciprocal_SB: Tensor,
     ) -> None:  # fmt: skip
-        """out and normed are contiguous; mean and reciprocal deviation of each row of out are float32."""
+        """out and normed are contiguous; mean and reciprocal deviation of each row of out are float32 (float64 for
+        float64 inputs)."""
 
 
 class Backward(Protocol):
@@ -68,7 +70,7 @@ def operator(backend: str, forward: Forward, backward: Backward) -> GatedResidua
 
 
 def _outputs(x_SBD, _gate_BD, _update_SBD, _shift_BD, _scale_BD, _epsilon):
-    row = x_SBD.new_empty(x_SBD.shape[:2], dtype=torch.float32)
+    row = x_SBD.new_empty(x_SBD.shape[:2], dtype=working_dtype(x_SBD.dtype))
     return x_SBD.new_empty(x_SBD.shape), x_SBD.new_empty(x_SBD.shape), row, torch.empty_like(row)
 
 

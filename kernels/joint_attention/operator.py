@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..operator import define, differentiate
+from ..precision import working_dtype
 from . import JointAttention
 
 
@@ -13,7 +14,8 @@ class Forward(Protocol):
     def __call__(
         self, q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, scale: float, out_BHQE: Tensor, lse_BHQ: Tensor
     ) -> None:
-        """out lies in memory as [Q, B, H, E], as the model goes on with it; lse is contiguous float32."""
+        """out lies in memory as [Q, B, H, E], as the model goes on with it; lse is contiguous float32 (float64 for
+        float64 inputs)."""
 
 
 class Backward(Protocol):
@@ -82,7 +84,7 @@ def tokens_first(like_BHSE: Tensor) -> Tensor:
 
 
 def _outputs(q_BHQE, _k_BHJE, _v_BHJE, _scale):
-    return tokens_first(q_BHQE), q_BHQE.new_empty(q_BHQE.shape[:3], dtype=torch.float32)
+    return tokens_first(q_BHQE), q_BHQE.new_empty(q_BHQE.shape[:3], dtype=working_dtype(q_BHQE.dtype))
 
 
 def _gradients(_d_out, _d_lse, q_BHQE, k_BHJE, v_BHJE, _out, _lse, _scale):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..operator import define, differentiate
+from ..precision import working_dtype
 from . import ModulatedNorm
 
 
@@ -14,7 +15,7 @@ class Forward(Protocol):
         self, x_SBD: Tensor, shift_BD: Tensor, scale_BD: Tensor, epsilon: float, out_SBD: Tensor, mean_SB: Tensor,
         reciprocal_SB: Tensor,
     ) -> None:  # fmt: skip
-        """out is contiguous; mean and reciprocal deviation of each row are float32."""
+        """out is contiguous; mean and reciprocal deviation of each row are float32 (float64 for float64 inputs)."""
 
 
 class Backward(Protocol):
@@ -57,7 +58,7 @@ def operator(backend: str, forward: Forward, backward: Backward) -> ModulatedNor
 
 
 def _outputs(x_SBD, _shift_BD, _scale_BD, _epsilon):
-    row = x_SBD.new_empty(x_SBD.shape[:2], dtype=torch.float32)
+    row = x_SBD.new_empty(x_SBD.shape[:2], dtype=working_dtype(x_SBD.dtype))
     return x_SBD.new_empty(x_SBD.shape), row, torch.empty_like(row)
 
 

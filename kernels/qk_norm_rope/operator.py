@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..operator import define, differentiate
+from ..precision import working_dtype
 from . import QkNormRope
 
 
@@ -15,7 +16,7 @@ class Forward(Protocol):
         sin_SR: Tensor | None, epsilon: float, q_out_SBHE: Tensor, k_out_SBHE: Tensor, q_reciprocal_SBH: Tensor,
         k_reciprocal_SBH: Tensor,
     ) -> None:  # fmt: skip
-        """q_out and k_out are contiguous; the reciprocal root mean squares are float32."""
+        """q_out and k_out are contiguous; the reciprocal root mean squares are float32 (float64 for float64 inputs)."""
 
 
 class Backward(Protocol):
@@ -73,7 +74,7 @@ def operator(backend: str, forward: Forward, backward: Backward) -> QkNormRope:
 
 
 def _outputs(q_SBHE, k_SBHE, _q_gain_E, _k_gain_E, _cos_SR, _sin_SR, _epsilon):
-    row = q_SBHE.new_empty(q_SBHE.shape[:3], dtype=torch.float32)
+    row = q_SBHE.new_empty(q_SBHE.shape[:3], dtype=working_dtype(q_SBHE.dtype))
     return q_SBHE.new_empty(q_SBHE.shape), k_SBHE.new_empty(k_SBHE.shape), row, torch.empty_like(row)
 
 
