@@ -1,4 +1,4 @@
-"""Maps the repository root to the import package `contentv`, and builds csrc/cpu into it where that can be done.
+"""Maps the repository root to the import package `contentv`, and builds csrc into it where that can be done.
 
 The five top-level folders are namespace packages on purpose: a top-level `kernels/__init__.py` would shadow (or be
 shadowed by) Hugging Face's own `kernels` package on every machine that has both.
@@ -50,6 +50,7 @@ class BuildEngine(build_py):
 
 
 NATIVE = Path("csrc") / "cpu"
+MEMORY = Path("csrc") / "memory" / "arena.cpp"
 OLDEST_TORCH = (2, 11)
 """The stable ABI of this version is what the library asks of torch: later ones have it too."""
 COMPILE = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
@@ -109,6 +110,8 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension):
         library = Path(self.get_ext_fullpath(extension.name))
+        if extension.sources == [str(MEMORY)]:
+            return self._build_memory(library)
         objects = Path(self.build_temp) / "cpu"
         for folder in (library.parent, objects):
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +121,14 @@ class BuildNative(build_ext):
         torch_libraries = torch_folder() / "lib"
         outputs = [command[-1] for command in commands]
         self._run([*compiler(), "-shared", *outputs, f"-L{torch_libraries}", "-ltorch_cpu", "-o", str(library)])
+
+    def _build_memory(self, library: Path) -> None:
+        """Against the torch that is there alone: its allocator is no part of the stable ABI."""
+        library.parent.mkdir(parents=True, exist_ok=True)
+        include, libraries = torch_folder() / "include", torch_folder() / "lib"
+        headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
+        link = ["-shared", f"-L{libraries}", "-lc10", "-o", str(library)]
+        self._run([*compiler(), *COMPILE, *headers, str(MEMORY), *link])
 
     def _compilations(self, objects: Path) -> list[list[str]]:
         x86 = platform.machine() in ("x86_64", "AMD64")
@@ -137,7 +148,7 @@ class BuildNative(build_ext):
         child = subprocess.run(command, capture_output=True, text=True)
         if child.returncode:
             sys.exit(
-                f"csrc/cpu does not compile (CONTENTV_NATIVE=0 does without it):\n{shlex.join(command)}\n{child.stderr}"
+                f"csrc does not compile (CONTENTV_NATIVE=0 does without it):\n{shlex.join(command)}\n{child.stderr}"
             )
 
 
@@ -168,7 +179,8 @@ setup(
             "contentv.csrc._cpu",
             sources=sorted(map(str, NATIVE.glob("*.cpp"))),
             depends=["setup.py", *sorted(map(str, NATIVE.glob("*.h")))],
-        )
+        ),
+        Extension("contentv.csrc._memory", sources=[str(MEMORY)], depends=["setup.py"]),
     ],
     cmdclass={"build_py": BuildEngine, "build_ext": BuildNative, "bdist_wheel": TagWheel},
 )

@@ -1,7 +1,7 @@
 """Where large CPU tensors lie: in the arena of csrc/memory instead of malloc's heap.
 
-Sizes repeat from step to step; glibc's heap, cut up by torch's aligned blocks, grows to a third more than the tensors need
-(docs/measured.md). Values do not depend on it: where it cannot be had, memory is all that is lost.
+Sizes repeat from step to step; glibc's heap, cut up by torch's aligned blocks, grows to a third more than the tensors
+need (docs/measured.md). Values do not depend on it: where it cannot be had, memory is all that is lost.
 """
 
 import ctypes

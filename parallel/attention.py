@@ -115,9 +115,9 @@ def _all_to_all(pieces: list[Tensor], sizes: list[int], group) -> list[Tensor]:
 class _Ring(torch.autograd.Function):
     """Attention to the keys and values of every rank of a ring, whose blocks may differ in length.
 
-    With out_i, lse_i of block i and lse = logsumexp_i(lse_i): out = sum_i exp(lse_i - lse) out_i. Backward takes out and
-    lse of the whole row and one block at a time: its scores follow from them, and its gradients are a part of the sums
-    over all keys. Blocks go round a second time for that, their gradients, in fp32, with them.
+    With out_i, lse_i of block i and lse = logsumexp_i(lse_i): out = sum_i exp(lse_i - lse) out_i. Backward takes the
+    row's whole out and lse and one block at a time: its weights follow from them, and its gradients are a part of the
+    sums over all keys. Blocks go round a second time for that, their gradients, in fp32, with them.
     """
 
     @staticmethod

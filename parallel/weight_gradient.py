@@ -1,7 +1,7 @@
 """Weight gradients added straight to megatron's gradient buffers, without a tensor of their own in between.
 
-megatron-core's linears can do that through an extension of apex, fused_weight_gradient_mlp_cuda. These are that module's
-two functions on torch's own products, for any device; parallel/megatron.py puts them in its place.
+megatron-core's linears can do that through an extension of apex, fused_weight_gradient_mlp_cuda. These are that
+module's two functions on torch's own products, for any device; parallel/megatron.py puts them in its place.
 """
 
 import torch
