@@ -51,9 +51,9 @@ def operator(backend: str, forward: Forward, backward: Backward) -> JointAttenti
         context.save_for_backward(*tensors, *outputs)
 
     def gradients(context, d_out, d_lse):
-        out = context.saved_tensors[3]
-        d_out = torch.zeros_like(out) if d_out is None else d_out
-        return *backwards(d_out, d_lse, *context.saved_tensors, context.scale), None
+        saved = context.saved_tensors  # read once: what is made again in backward is made at every reading
+        d_out = torch.zeros_like(saved[3]) if d_out is None else d_out
+        return *backwards(d_out, d_lse, *saved, context.scale), None
 
     differentiate(forwards, save, gradients)
 
