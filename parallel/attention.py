@@ -148,7 +148,7 @@ class _Ring(torch.autograd.Function):
         d_q, d_kv, wait_for_previous = 0, None, None
         rank, size = group.rank(), group.size()
         for hop, block_BHJE in enumerate(_travelling(torch.stack([k_BHJE, v_BHJE]), blocks, group)):
-            d_block = _block_backward(kernel, d_out, q_BHQE, *block_BHJE.unbind(), out, lse, scale)
+            d_block = _block_backward(kernel, d_out, q_BHQE, block_BHJE, out, lse, scale)
             d_q = d_q + d_block[0].float()
             mine = torch.stack(d_block[1:]).float()
             if d_kv is not None:
@@ -162,11 +162,11 @@ class _Ring(torch.autograd.Function):
         return d_q.to(q_BHQE.dtype), d_k, d_v, None, None, None, None
 
 
-def _block_backward(kernel: JointAttention, d_out, q_BHQE, k_BHJE, v_BHJE, out, lse, scale) -> tuple[Tensor, ...]:
+def _block_backward(kernel: JointAttention, d_out, q_BHQE, kv_2BHJE, out, lse, scale: float) -> tuple[Tensor, ...]:
     """Gradients of queries, keys and values through one block."""
-    if _is_nothing(q_BHQE, k_BHJE):
-        return tuple(torch.zeros_like(tensor) for tensor in (q_BHQE, k_BHJE, v_BHJE))
-    return kernel.backward(d_out, None, q_BHQE, k_BHJE, v_BHJE, out, lse, scale=scale)
+    if _is_nothing(q_BHQE, kv_2BHJE):
+        return tuple(torch.zeros_like(tensor) for tensor in (q_BHQE, *kv_2BHJE.unbind()))
+    return kernel.backward(d_out, None, q_BHQE, *kv_2BHJE.unbind(), out, lse, scale=scale)
 
 
 def _is_nothing(q_BHQE: Tensor, block_J: Tensor) -> bool:
