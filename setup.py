@@ -76,6 +76,11 @@ def compiler() -> list[str] | None:
     return None
 
 
+def extra_flags() -> list[str]:
+    """CXXFLAGS, for compiler and linker: sanitizers, another optimisation."""
+    return shlex.split(os.environ.get("CXXFLAGS", ""))
+
+
 def torch_folder() -> Path | None:
     found = find_spec("torch")
     return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
@@ -110,6 +115,9 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension):
         library = Path(self.get_ext_fullpath(extension.name))
+        newest = max(Path(each).stat().st_mtime for each in (*extension.sources, *extension.depends))
+        if library.exists() and library.stat().st_mtime > newest and not self.force:
+            return
         if extension.sources == [str(MEMORY)]:
             return self._build_memory(library)
         objects = Path(self.build_temp) / "cpu"
@@ -120,14 +128,15 @@ class BuildNative(build_ext):
             list(pool.map(self._run, commands))
         torch_libraries = torch_folder() / "lib"
         outputs = [command[-1] for command in commands]
-        self._run([*compiler(), "-shared", *outputs, f"-L{torch_libraries}", "-ltorch_cpu", "-o", str(library)])
+        link = ["-shared", *extra_flags(), *outputs, f"-L{torch_libraries}", "-ltorch_cpu", "-o", str(library)]
+        self._run([*compiler(), *link])
 
     def _build_memory(self, library: Path) -> None:
         """Against the torch that is there alone: its allocator is no part of the stable ABI."""
         library.parent.mkdir(parents=True, exist_ok=True)
         include, libraries = torch_folder() / "include", torch_folder() / "lib"
         headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
-        link = ["-shared", f"-L{libraries}", "-lc10", "-o", str(library)]
+        link = ["-shared", *extra_flags(), f"-L{libraries}", "-lc10", "-o", str(library)]
         self._run([*compiler(), *COMPILE, *headers, str(MEMORY), *link])
 
     def _compilations(self, objects: Path) -> list[list[str]]:
@@ -135,14 +144,17 @@ class BuildNative(build_ext):
         sets = INSTRUCTION_SETS if x86 else {"baseline": ""}
         kernels = sorted(path for path in NATIVE.glob("*.cpp") if path.name != "binding.cpp")
         binding = NATIVE / "binding.cpp"
-        commands = [
-            [*compiler(), *COMPILE, *flags.split(), f"-DCONTENTV_INSTRUCTIONS={name}", "-c", str(source), "-o",
-             str(objects / f"{source.stem}.{name}.o")]
-            for name, flags in sets.items() for source in kernels
-        ]  # fmt: skip
+        flags = [*COMPILE, *extra_flags()]
+        commands = []
+        for name, more in sets.items():
+            for source in kernels:
+                target = objects / f"{source.stem}.{name}.o"
+                named = [*flags, *more.split(), f"-DCONTENTV_INSTRUCTIONS={name}", "-c", str(source), "-o", str(target)]
+                commands.append([*compiler(), *named])
         target = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
         headers = ["-isystem", str(torch_folder() / "include"), target, *(["-DCONTENTV_X86"] if x86 else [])]
-        return [[*compiler(), *COMPILE, *headers, "-c", str(binding), "-o", str(objects / "binding.o")], *commands]
+        bound = [*flags, *headers, "-c", str(binding), "-o", str(objects / "binding.o")]
+        return [[*compiler(), *bound], *commands]
 
     def _run(self, command: list[str]) -> None:
         child = subprocess.run(command, capture_output=True, text=True)

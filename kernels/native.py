@@ -28,6 +28,6 @@ def instructions(name: str = "") -> str:
     """The instruction set in use; with a name, after changing to that one.
 
     Raises:
-        RuntimeError: this processor, or this build, has no such set.
+        ValueError: this processor, or this build, has no such set.
     """
     return kernels.instructions(name)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import contentv
+from contentv.kernels.toolchains import native_refusal
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("kernels", "parallel", "model", "engine", "launchers")
@@ -22,13 +23,19 @@ NOT_SHIPPED = ("__pycache__", ".*", "*.md")
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
 
 
-def python(*arguments, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess:
-    """Runs this Python with `path` alone on its PYTHONPATH: the link to the checkout, which all tests have, is not."""
+def python(
+    *arguments, cwd: Path, path: Path | None = None, timeout: int = 120, **variables: str
+) -> subprocess.CompletedProcess:
+    """Runs this Python with `path` alone on its PYTHONPATH: the link to the checkout, which all tests have, is not.
+
+    csrc/cpu is not built unless CONTENTV_NATIVE=1 is among the variables: it takes a minute, and one test looks at it.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"CONTENTV_NATIVE": "0"} | variables
     if path:
         environment["PYTHONPATH"] = str(path)
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
 
 
 def must(child: subprocess.CompletedProcess) -> str:
@@ -69,11 +76,17 @@ def container_context(folder: Path) -> Path:
     return copy([line[1:] for line in lines if line.startswith("!") and line != "!wheelhouse"], folder)
 
 
-def build(source: Path, folder: Path) -> Path:
+def build(source: Path, folder: Path, **variables: str) -> Path:
     options = ("--isolated", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder)
-    must(python("-m", "pip", "wheel", *options, source, cwd=folder.parent))
+    must(python("-m", "pip", "wheel", *options, source, cwd=folder.parent, timeout=280, **variables))
     (wheel,) = folder.iterdir()
     return wheel
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    options = ("--isolated", "--no-deps", "--no-index", "--target", folder)
+    must(python("-m", "pip", "install", *options, wheel, cwd=wheel.parent))
+    return folder
 
 
 def shipped() -> dict[str, bytes]:
@@ -109,9 +122,7 @@ def installed(tmp_path_factory) -> Path:
     """A folder with the wheel installed and nothing else."""
     folder = tmp_path_factory.mktemp("wheel")
     wheel = build(checkout(folder / "checkout"), folder / "wheels")
-    options = ("--isolated", "--no-deps", "--no-index", "--target", folder / "installed")
-    must(python("-m", "pip", "install", *options, wheel, cwd=folder))
-    return folder / "installed"
+    return install(wheel, folder / "installed")
 
 
 def test_commands_work_from_an_empty_folder(installed, tmp_path):
@@ -144,3 +155,33 @@ def test_every_module_of_the_wheel_imports_and_can_train(installed, tmp_path):
     assert len(files) > 50 and all(Path(file).is_relative_to(installed) for file in files)
     report = must(python("-m", "contentv.launchers.contentv", "doctor", "--json", cwd=tmp_path, path=installed))
     assert json.loads(report)["can_train"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(native_refusal()), reason=f"{native_refusal()}")
+def test_the_wheel_holds_the_cpu_kernels_and_finds_them(tmp_path):
+    source = source_archive(tmp_path / "source")
+    wheel = build(source, tmp_path / "wheels", CONTENTV_NATIVE="1")
+    assert "-py3-none-linux_" in wheel.name, "for every Python, on this kind of machine"
+    with zipfile.ZipFile(wheel) as archive:
+        foreign = {name for name in archive.namelist() if ".dist-info/" not in name} - shipped().keys()
+    assert foreign == {"contentv/csrc/_cpu.so", "contentv/csrc/_memory.so"}
+    code = (
+        "import torch; from contentv.kernels.registry import choose; kernels = choose('cpu')\n"
+        "print(set(kernels.choices().values()), kernels.mlp_gelu(torch.ones(2, 1, 3), torch.zeros(3)).sum().item())"
+    )
+    said = must(python("-c", code, cwd=tmp_path, path=install(wheel, tmp_path / "installed")))
+    assert said.startswith("{'cpu_native'} 5.04"), said
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"CONTENTV_NATIVE": "0"}, "CONTENTV_NATIVE=0"),
+        ({"CONTENTV_NATIVE": "1", "CXX": "no-compiler"}, "no C++ compiler"),
+    ],
+)
+def test_without_the_cpu_kernels_a_line_says_why(variables, reason, tmp_path):
+    child = python("setup.py", "-q", "--version", cwd=checkout(tmp_path / "source"), **variables)
+    (line,) = must(child) and [each for each in child.stderr.splitlines() if "csrc/cpu" in each]
+    assert line.startswith("contentv: csrc/cpu is not built") and reason in line

@@ -64,11 +64,13 @@ struct Scratch {
 template <typename A>
 void unpack(const Reader<A>& from, Head head, int64_t first, int64_t count, int64_t rows, int64_t width, A* to) {
   const int64_t padded = whole_vectors<A>(width);
-  for (int64_t row = 0; row < count; ++row, to += padded) {
-    from.copy(from.at(head.sample, head.head, first + row), width, to);
-    for (int64_t index = width; index < padded; ++index) to[index] = 0;
+  from.copy_rows(from.at(head.sample, head.head, first), count, width, to, padded);
+  if (padded > width) {
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t index = width; index < padded; ++index) to[row * padded + index] = 0;
+    }
   }
-  for (int64_t index = 0; index < (rows - count) * padded; ++index) to[index] = 0;
+  for (int64_t index = count * padded; index < rows * padded; ++index) to[index] = 0;
 }
 
 /// to[e][query] = factor * from[query][e]
@@ -93,24 +95,35 @@ struct Running {
         total_Q(scratch.take<A>(QUERIES)) {}
 };
 
-/// Turns scores (in units of ln 2) into weights relative to the highest so far, and lets the sums follow it.
+/// Turns scores (in units of ln 2) into weights relative to the highest so far, and lets the sums follow it. Three
+/// vectors at a time, so that no sum waits for the one before.
 template <typename A>
 void soften(A* scores_JQ, int64_t keys, Running<A>& running, A* factor_Q) {
-  for (int64_t lane = 0; lane < QUERIES; lane += LANES<A>) {
-    const Vector<A> before = load(running.highest_Q + lane);
-    Vector<A> highest = before;
-    for (int64_t key = 0; key < keys; ++key) highest = larger(load(scores_JQ + key * QUERIES + lane), highest);
-    Vector<A> total = {};
+  constexpr int GROUP = 3;
+  static_assert(QUERIES % (GROUP * LANES<A>) == 0);
+  for (int64_t first = 0; first < QUERIES; first += GROUP * LANES<A>) {
+    Vector<A> highest[GROUP], total[GROUP] = {};
+    for (int one = 0; one < GROUP; ++one) highest[one] = load(running.highest_Q + first + one * LANES<A>);
     for (int64_t key = 0; key < keys; ++key) {
-      A* score = scores_JQ + key * QUERIES + lane;
-      const Vector<A> weight = power_of_two(load(score) - highest);
-      store(score, weight);
-      total += weight;
+      for (int one = 0; one < GROUP; ++one) {
+        highest[one] = larger(load(scores_JQ + key * QUERIES + first + one * LANES<A>), highest[one]);
+      }
     }
-    const Vector<A> factor = power_of_two(before - highest);
-    store(factor_Q + lane, factor);
-    store(running.highest_Q + lane, highest);
-    store(running.total_Q + lane, multiply_add(load(running.total_Q + lane), factor, total));
+    for (int64_t key = 0; key < keys; ++key) {
+      for (int one = 0; one < GROUP; ++one) {
+        A* score = scores_JQ + key * QUERIES + first + one * LANES<A>;
+        const Vector<A> weight = power_of_two(load(score) - highest[one]);
+        store(score, weight);
+        total[one] += weight;
+      }
+    }
+    for (int one = 0; one < GROUP; ++one) {
+      const int64_t lane = first + one * LANES<A>;
+      const Vector<A> factor = power_of_two(load(running.highest_Q + lane) - highest[one]);
+      store(factor_Q + lane, factor);
+      store(running.highest_Q + lane, highest[one]);
+      store(running.total_Q + lane, multiply_add(load(running.total_Q + lane), factor, total[one]));
+    }
   }
 }
 

@@ -25,18 +25,26 @@ Accumulator<T> value_of(const T* from) {
 }  // namespace
 
 template <typename A>
-void gather(const void* from, Type type, int64_t stride, int64_t count, A* to) {
+void gather_rows(
+    const void* from, Type type, int64_t from_row, int64_t stride, int64_t rows, int64_t count, A* to, int64_t to_row) {
   with_type(type, [&](auto storage) {
     using T = decltype(storage);
     const T* values = static_cast<const T*>(from);
-    if constexpr (sizeof(A) == sizeof(Accumulator<T>)) {
-      if (stride == 1) {
-        sweep<A>(count, [&](int64_t at, auto part) { store(to + at, load(values + at, part), part); });
-        return;
+    for (int64_t row = 0; row < rows; ++row, values += from_row, to += to_row) {
+      if constexpr (sizeof(A) == sizeof(Accumulator<T>)) {
+        if (stride == 1) {
+          sweep<A>(count, [&](int64_t at, auto part) { store(to + at, load(values + at, part), part); });
+          continue;
+        }
       }
+      for (int64_t index = 0; index < count; ++index) to[index] = static_cast<A>(value_of(values + index * stride));
     }
-    for (int64_t index = 0; index < count; ++index) to[index] = static_cast<A>(value_of(values + index * stride));
   });
+}
+
+template <typename A>
+void gather(const void* from, Type type, int64_t stride, int64_t count, A* to) {
+  gather_rows(from, type, 0, stride, 1, count, to, 0);
 }
 
 template <typename A>
@@ -56,6 +64,8 @@ void scatter(const A* from, int64_t count, void* to, Type type) {
 
 template void gather(const void*, Type, int64_t, int64_t, float*);
 template void gather(const void*, Type, int64_t, int64_t, double*);
+template void gather_rows(const void*, Type, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+template void gather_rows(const void*, Type, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
 template void scatter(const float*, int64_t, void*, Type);
 template void scatter(const double*, int64_t, void*, Type);
 

@@ -31,6 +31,11 @@ constexpr int64_t size_of(Type type) {
 template <typename A>
 void gather(const void* from, Type type, int64_t stride, int64_t count, A* to);
 
+/// Rows of them, `from_row` and `to_row` apart.
+template <typename A>
+void gather_rows(
+    const void* from, Type type, int64_t from_row, int64_t stride, int64_t rows, int64_t count, A* to, int64_t to_row);
+
 /// `count` contiguous values, rounded.
 template <typename A>
 void scatter(const A* from, int64_t count, void* to, Type type);
@@ -59,6 +64,12 @@ class Reader {
 
   void copy(int64_t offset, int64_t count, A* to) const {
     gather(static_cast<const char*>(array_.data) + offset * size_of(array_.type), array_.type, stride(), count, to);
+  }
+
+  /// Rows that follow each other along the axis before the last.
+  void copy_rows(int64_t offset, int64_t rows, int64_t count, A* to, int64_t to_row) const {
+    const char* from = static_cast<const char*>(array_.data) + offset * size_of(array_.type);
+    gather_rows(from, array_.type, array_.strides[array_.rank - 2], stride(), rows, count, to, to_row);
   }
 
   A value(int64_t offset) const {

@@ -10,11 +10,11 @@ constexpr double ROOT = 0.7978845608028654;  // sqrt(2 / pi)
 constexpr double CUBIC = 0.044715;
 constexpr double LOG2_E = 1.4426950408889634;
 
-/// (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)) for u = sqrt(2 / pi) (h + 0.044715 h^3).
+/// e = exp(-2u) for u = sqrt(2 / pi) (h + 0.044715 h^3), so that (1 + tanh(u)) / 2 = 1 / (1 + e).
 template <typename A>
-Vector<A> sigmoid(Vector<A> h) {
+Vector<A> falling(Vector<A> h) {
   const Vector<A> inner = multiply_add(h * h, broadcast(static_cast<A>(CUBIC)), broadcast(A(1)));
-  return A(1) / (power_of_two(h * inner * static_cast<A>(-2 * ROOT * LOG2_E)) + A(1));
+  return power_of_two(h * inner * static_cast<A>(-2 * ROOT * LOG2_E));
 }
 
 }  // namespace
@@ -34,7 +34,7 @@ void mlp_gelu(const Array& hidden, const Array& bias, const Array& out) {
         A* out_row = to.open(to.at(token, sample), scratch(2));
         sweep<A>(width, [&](int64_t at, auto part) {
           const Vector<A> h = load(row + at, part) + load(bias_row + at, part);
-          store(out_row + at, h * sigmoid<A>(h), part);
+          store(out_row + at, h / (falling<A>(h) + A(1)), part);
         });
         to.close(to.at(token, sample), width, out_row);
       }
@@ -42,7 +42,7 @@ void mlp_gelu(const Array& hidden, const Array& bias, const Array& out) {
   });
 }
 
-/// With s the sigmoid above: d out / d h = s + h s (1 - s) 2 u', where u' = sqrt(2 / pi) (1 + 3 * 0.044715 h^2).
+/// With s = 1 / (1 + e): d out / d h = s + h s (1 - s) 2 u', where u' = sqrt(2 / pi) (1 + 3 * 0.044715 h^2).
 void mlp_gelu_backward(
     const Array& d_out, const Array& hidden, const Array& bias, const Array& d_hidden, const Array& d_bias) {
   const int64_t batch = hidden.sizes[1], width = hidden.sizes[2];
@@ -61,10 +61,13 @@ void mlp_gelu_backward(
         const A* gradient = from_d_out.row(from_d_out.at(token, sample), width, scratch(2));
         A* d_row = to.open(to.at(token, sample), scratch(3));
         sweep<A>(width, [&](int64_t at, auto part) {
-          const Vector<A> h = load(row + at, part) + load(bias_row + at, part), s = sigmoid<A>(h);
+          const Vector<A> h = load(row + at, part) + load(bias_row + at, part), e = falling<A>(h);
+          const Vector<A> s = A(1) / (e + A(1));
+          // s (1 - s) as e s^2, so that nothing cancels; far out on the left, where e may be infinite, it is nothing.
+          const Vector<A> bell = e > A(1e30) ? Vector<A>() : e * s * s;
           const Vector<A> slope = multiply_add(h * h, broadcast(static_cast<A>(6 * ROOT * CUBIC)),
                                                broadcast(static_cast<A>(2 * ROOT)));
-          const Vector<A> value = load(gradient + at, part) * multiply_add(h * slope, s - s * s, s);
+          const Vector<A> value = load(gradient + at, part) * multiply_add(h * slope, bell, s);
           store(sums + at, load(sums + at, part) + value, part);
           store(d_row + at, value, part);
         });

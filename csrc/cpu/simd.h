@@ -198,8 +198,14 @@ inline V multiply_add(V left, V right, V sum) {
 #endif
 }
 
+/// The larger one; `right` where either is no number.
 template <typename V>
 inline V larger(V left, V right) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Lane<V>) == 4) return (V)_mm512_max_ps((__m512)left, (__m512)right);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Lane<V>) == 4) return (V)_mm256_max_ps((__m256)left, (__m256)right);
+#endif
   return left > right ? left : right;
 }
 

@@ -3,14 +3,18 @@
 That its results agree with the oracles, in the instruction set this processor chooses, stands in each operation's test.
 """
 
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 
 from contentv.kernels import philox
-from contentv.kernels.case import ODD, QUICKSTART
 from contentv.kernels.ranks import OPERATIONS
 from contentv.kernels.registry import TABLE
 from contentv.kernels.toolchains import native_refusal
@@ -32,6 +36,8 @@ DIFFERENTIABLE = {
     "flow_loss": ("velocity_SBP",),
 }
 TENSOR_OPERATIONS = tuple(DIFFERENTIABLE)
+ROOT = Path(__file__).resolve().parents[2]
+SANITIZERS = ("libasan.so", "libubsan.so")
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def instruction_set(request):
     best = instructions()
     try:
         instructions(request.param)
-    except RuntimeError as refusal:
+    except ValueError as refusal:
         pytest.skip(str(refusal).splitlines()[0])
     yield request.param
     instructions(best)
@@ -128,7 +134,7 @@ def agrees_with_the_reference(op: str, arguments: dict, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("op", [op for op in TENSOR_OPERATIONS if op != "flow_noise"])
 def test_every_instruction_set_agrees(op, dtype, instruction_set, poisoned):
-    for start in ("odd", "quickstart"):
+    for start in ("odd", "quickstart") if dtype in (torch.float32, torch.bfloat16) else ("odd",):
         agrees_with_the_reference(op, inputs(op, start, dtype), dtype)
 
 
@@ -159,7 +165,9 @@ def test_noise_is_within_4_ulp_of_philox(instruction_set):
 
 def test_rounding_is_torchs(instruction_set):
     """To bf16 and fp16 and back: subnormal values, ties, overflow, infinity and NaN among them."""
-    bits = torch.cat([torch.arange(-(2**31), 2**31, 7919), torch.tensor([0x7F800000, 0x7FC00000, 0x477FEFFF, 0x477FF000])])
+    bits = torch.cat(
+        [torch.arange(-(2**31), 2**31, 7919), torch.tensor([0x7F800000, 0x7FC00000, 0x477FEFFF, 0x477FF000])]
+    )
     values = bits.to(torch.int32).view(torch.float32)
     for dtype in (torch.bfloat16, torch.float16):
         low = values.to(dtype)[None, None]
@@ -178,10 +186,14 @@ def test_rounding_is_torchs(instruction_set):
 
 @pytest.mark.parametrize("op", [op for op in TENSOR_OPERATIONS if DIFFERENTIABLE[op]])
 def test_float64_gradients(op):
-    arguments = inputs(op, "single" if op != "joint_attention" else "odd, more queries", torch.float64)
-    names = [name for name in DIFFERENTIABLE[op]]
+    arguments = attention(3, 4, width=3) if op == "joint_attention" else inputs(op, "single", torch.float64)
+    names = DIFFERENTIABLE[op]
     tensors = [arguments[name].detach().double().requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(lambda *each: native(op)(**(arguments | dict(zip(names, each, strict=True)))), tensors)
+
+    def function(*each):
+        return native(op)(**(arguments | dict(zip(names, each, strict=True))))
+
+    assert torch.autograd.gradcheck(function, tensors, check_undefined_grad=False)
 
 
 def scattered(tensor: torch.Tensor) -> torch.Tensor:
@@ -261,19 +273,35 @@ def test_opcheck(op):
 
 
 def test_a_dtype_it_does_not_take_is_refused():
-    with pytest.raises(RuntimeError, match="dtype.*takes float32, bfloat16"):
+    with pytest.raises(ValueError, match="dtype.*takes float32, bfloat16"):
         native("gated_residual")(*(torch.zeros(2, 1, 3, dtype=torch.int32) for _ in range(3)))
 
 
 def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(RuntimeError, match="sse9.*baseline"):
+    with pytest.raises(ValueError, match="sse9.*baseline"):
         instructions("sse9")
 
 
-def test_two_dtypes_of_tokens_are_refused():
-    with pytest.raises(RuntimeError, match="one dtype"):
-        native("gated_residual")(torch.zeros(2, 1, 3), torch.zeros(1, 3), torch.zeros(2, 1, 3).bfloat16())
+# --- Memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_shapes_are_the_small_ones_of_the_model():
-    assert QUICKSTART["E"] == 64 and ODD["E"] % 2 == 0, "widths that these tests believe to be whole and odd vectors"
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_sanitizers_find_nothing(tmp_path):
+    """These tests again, on a copy of the checkout whose library is built with ASan and UBSan."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to build with")
+    skipped = shutil.ignore_patterns("*.so", "__pycache__", ".*", "build", "runs", "data", "wheelhouse")
+    copy = shutil.copytree(ROOT, tmp_path / "checkout", ignore=skipped)
+    flags = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+    building = {**os.environ, "CXX": "g++", "CXXFLAGS": flags}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=copy, env=building, check=True, timeout=600)
+    # The interpreter is not built with ASan, so its runtime comes first; Python keeps memory until it ends.
+    runtimes = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in SANITIZERS]
+    running = {**os.environ, "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}
+    running.pop("PYTHONPATH", None)
+    tests = ["tests/kernels/test_cpu_native.py", "-k", "not sanitizers and not opcheck"]
+    command = [sys.executable, "-m", "pytest", "-x", *tests]
+    child = subprocess.run(command, cwd=copy, env=running, capture_output=True, text=True)
+    assert child.returncode == 0 and " passed" in child.stdout, child.stdout[-4000:] + child.stderr[-4000:]
