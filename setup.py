@@ -115,11 +115,12 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension):
         library = Path(self.get_ext_fullpath(extension.name))
+        if extension.sources == [str(MEMORY)]:
+            self._build_memory(library)
+            return
         newest = max(Path(each).stat().st_mtime for each in (*extension.sources, *extension.depends))
         if library.exists() and library.stat().st_mtime > newest and not self.force:
             return
-        if extension.sources == [str(MEMORY)]:
-            return self._build_memory(library)
         objects = Path(self.build_temp) / "cpu"
         for folder in (library.parent, objects):
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ class BuildNative(build_ext):
         self._run([*compiler(), *link])
 
     def _build_memory(self, library: Path) -> None:
-        """Against the torch that is there alone: its allocator is no part of the stable ABI."""
+        """Always anew, against the torch that is there: its allocator is no part of the stable ABI."""
         library.parent.mkdir(parents=True, exist_ok=True)
         include, libraries = torch_folder() / "include", torch_folder() / "lib"
         headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]

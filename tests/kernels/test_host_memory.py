@@ -1,4 +1,4 @@
-"""The arena for large CPU tensors: values survive any order of use, pages come back as zeros, and a refusal says why."""
+"""The arena for large CPU tensors: values survive any order of use, pages come back as zeros, a refusal says why."""
 
 import random
 from pathlib import Path

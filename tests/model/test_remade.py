@@ -52,8 +52,8 @@ def test_a_block_keeps_what_is_listed():
     condition = torch.randn(BATCH, width, requires_grad=True)
     with Storages([*streams, condition, *block.parameters()]) as storages:
         outputs = block(*streams, condition, tokens, None)
-    # For each token: q, k, v; what attention gives; its projection; the MLP's hidden features before the activation; the
-    # MLP's projection; the result. Nothing of the norms, of the normalised queries and keys, of the activation.
+    # For each token: q, k, v; what attention gives; its projection; the MLP's hidden features before the activation;
+    # the MLP's projection; the result. Nothing of the norms, of the normalised queries and keys, of the activation.
     features = rows * (3 * width + width + width + CONFIG.mlp_width + width + width)
     # The log-sum-exp, the reciprocals of the query and key norms, mean and reciprocal deviation of two norms.
     statistics = rows * (heads + 2 * heads + 4)
@@ -82,7 +82,11 @@ def test_gradients_do_not_notice():
         if function is remade:
             expected, counted = gradients, len(calls)
     assert counted == 2 + 2 + 1, "made once in forward and once in backward, however much is asked for"
-    assert all(torch.equal(*pair) for one, other in zip(expected, gradients, strict=True) for pair in zip(one, other))
+    assert all(
+        torch.equal(*pair)
+        for one, other in zip(expected, gradients, strict=True)
+        for pair in zip(one, other, strict=True)
+    )
 
 
 def test_an_input_changed_in_place_is_seen():
