@@ -38,7 +38,7 @@ install:
 	fi
 
 # torch goes first and alone: asked for together with the others, pip may replace it by another build.
-$(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/cpu/*)
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "install: 1/3 torch: under a minute for the CPU build; with CUDA several gigabytes, 10 minutes and more"

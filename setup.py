@@ -1,4 +1,4 @@
-"""Maps the repository root to the import package `contentv`, and builds csrc/cpu into it where that can be done.
+"""Maps the repository root to the import package `contentv`, and builds csrc into it where that can be done.
 
 The five top-level folders are namespace packages on purpose: a top-level `kernels/__init__.py` would shadow (or be
 shadowed by) Hugging Face's own `kernels` package on every machine that has both.
@@ -21,6 +21,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "csrc"))
+import build_cuda  # noqa: E402 - it lies beside the sources it compiles, and runs by itself too
+
 FLOORS = ("kernels", "parallel", "model", "engine", "launchers")
 
 
@@ -50,6 +53,8 @@ class BuildEngine(build_py):
 
 
 NATIVE = Path("csrc") / "cpu"
+MEMORY = Path("csrc") / "memory" / "arena.cpp"
+CUDA_MODULE = "contentv.csrc._cuda"
 OLDEST_TORCH = (2, 11)
 """The stable ABI of this version is what the library asks of torch: later ones have it too."""
 COMPILE = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
@@ -114,6 +119,12 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension):
         library = Path(self.get_ext_fullpath(extension.name))
+        if extension.sources == [str(MEMORY)]:
+            self._build_memory(library)
+            return
+        if extension.name == CUDA_MODULE:
+            self._build_cuda(library)
+            return
         objects = Path(self.build_temp) / "cpu"
         for folder in (library.parent, objects):
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +141,21 @@ class BuildNative(build_ext):
         outputs = [command[-1] for command in commands]
         link = ["-shared", *extra_flags(), *outputs, f"-L{torch_libraries}", "-ltorch_cpu", "-o", str(library)]
         self._run([*compiler(), *link])
+
+    def _build_memory(self, library: Path) -> None:
+        """Always anew, against the torch that is there: its allocator is no part of the stable ABI."""
+        library.parent.mkdir(parents=True, exist_ok=True)
+        include, libraries = torch_folder() / "include", torch_folder() / "lib"
+        headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
+        link = ["-shared", *extra_flags(), f"-L{libraries}", "-lc10", "-o", str(library)]
+        self._run([*compiler(), *COMPILE, *headers, str(MEMORY), *link])
+
+    def _build_cuda(self, library: Path) -> None:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            build_cuda.build(library.parent)
+        except ValueError as error:
+            sys.exit(f"contentv: {error}")
 
     def _compilations(self, objects: Path) -> list[list[str]]:
         x86 = platform.machine() in ("x86_64", "AMD64")
@@ -152,7 +178,7 @@ class BuildNative(build_ext):
         child = subprocess.run(command, capture_output=True, text=True)
         if child.returncode:
             sys.exit(
-                f"csrc/cpu does not compile (CONTENTV_NATIVE=0 does without it):\n{shlex.join(command)}\n{child.stderr}"
+                f"csrc does not compile (CONTENTV_NATIVE=0 does without it):\n{shlex.join(command)}\n{child.stderr}"
             )
 
 
@@ -164,9 +190,35 @@ class TagWheel(bdist_wheel):
         return ("py3", "none", machine) if self.distribution.has_ext_modules() else (python, abi, machine)
 
 
-REFUSAL = native_refusal()
-if REFUSAL:
-    print(f"contentv: csrc/cpu is not built, plain torch does its work: {REFUSAL}", file=sys.stderr)
+def cuda_refusal() -> str | None:
+    """Why csrc/cuda is not built here; None if it is. Asked for by CONTENTV_CUDA=1, what is missing is an error."""
+    wish = os.environ.get(build_cuda.VARIABLE)
+    if wish == "1":
+        return None
+    if wish == "0":
+        return f"{build_cuda.VARIABLE}=0 asks for a wheel without it"
+    folder = torch_folder()
+    if folder is None or re.search(r"^cuda.*= None", (folder / "version.py").read_text(), re.MULTILINE):
+        return f"the torch here has no CUDA ({build_cuda.VARIABLE}=1 builds it all the same)"
+    return build_cuda.compiler_refusal()
+
+
+def native_modules() -> list[Extension]:
+    """What is compiled here; a line on stderr for what is not."""
+    modules = []
+    if reason := native_refusal():
+        print(f"contentv: csrc/cpu is not built, plain torch does its work: {reason}", file=sys.stderr)
+    else:
+        headers = sorted(map(str, NATIVE.glob("*.h")))
+        sources = sorted(map(str, NATIVE.glob("*.cpp")))
+        modules.append(Extension("contentv.csrc._cpu", sources=sources, depends=["setup.py", *headers]))
+        modules.append(Extension("contentv.csrc._memory", sources=[str(MEMORY)], depends=["setup.py"]))
+    if reason := cuda_refusal():
+        print(f"contentv: csrc/cuda is not built, Triton does its work: {reason}", file=sys.stderr)
+    else:
+        modules.append(Extension(CUDA_MODULE, sources=sorted(map(str, Path("csrc/cuda").glob("*.cu")))))
+    return modules
+
 
 setup(
     version=version(),
@@ -176,14 +228,6 @@ setup(
     # Data files are those named above; by default setuptools also takes some from the source archive's list, and warns
     # that clips/ looks like a package.
     include_package_data=False,
-    ext_modules=[]
-    if REFUSAL
-    else [
-        Extension(
-            "contentv.csrc._cpu",
-            sources=sorted(map(str, NATIVE.glob("*.cpp"))),
-            depends=["setup.py", *sorted(map(str, NATIVE.glob("*.h")))],
-        )
-    ],
+    ext_modules=native_modules(),
     cmdclass={"build_py": BuildEngine, "build_ext": BuildNative, "bdist_wheel": TagWheel},
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch._dynamo.utils import counters
 
 from ..kernels.config import KernelConfig
 from ..kernels.device import name_of, peak_memory_mib, wait_for
@@ -24,6 +25,7 @@ from ..model.embeddings import token_grid
 from ..model.flow import Caption, Clips, FlowMatching, Objective, Question, squared_error
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
+from ..parallel.training import DataParallel
 from .checkpoints import CheckpointFolder
 from .config import DataConfig, OptimizerConfig, RunConfig, RunFolderConfig, SampleConfig, TrainerConfig
 from .hardware import Utilisation, peak_of
@@ -53,6 +55,8 @@ class StepBenchmark:
     """File of inputs under the golden files' keys; None: random ones, with the noise that training draws."""
     position: Position | None = None
     """Where the checkpoint names none."""
+    compile: bool = False
+    """torch.compile for each block."""
 
     def __post_init__(self):
         assert self.model or self.checkpoint
@@ -79,6 +83,8 @@ class StepMeasurement:
     threads: int
     losses: list[float]
     """Of every step, those of the warm-up first."""
+    graph_breaks: int | None
+    """Places where torch.compile left its graphs, over all blocks; None where nothing was compiled."""
 
 
 class RepeatedBatch:
@@ -118,9 +124,11 @@ class GivenPath:
 def measure_step(wanted: StepBenchmark) -> StepMeasurement:
     """Runs the warm-up and the timed steps. ValueError for weights or inputs that do not fit the shapes asked for."""
     mesh = build_mesh(ParallelConfig())
-    kernels = choose(mesh.device.type)  # imports the backends
+    kernels = choose(mesh.device.type)
     base_mib = psutil.Process().memory_info().rss / 2**20
     training = prepare(wanted, mesh, kernels)
+    if wanted.compile:
+        compile_blocks(training.model)
     seconds, losses = [], []
     for step in range(1, WARM_UP + wanted.steps + 1):
         started = time.perf_counter()
@@ -147,7 +155,16 @@ def measure_step(wanted: StepBenchmark) -> StepMeasurement:
         device=device,
         threads=torch.get_num_threads(),
         losses=losses,
+        graph_breaks=sum(counters["graph_break"].values()) if wanted.compile else None,
     )
+
+
+def compile_blocks(model: DataParallel) -> None:
+    """Each block is compiled when it is first called; torch counts from here on where it could not follow."""
+    counters.clear()
+    for module in model.modules:
+        for block in module.blocks.values():
+            block.compile()
 
 
 def prepare(wanted: StepBenchmark, mesh: Mesh, kernels: KernelSet) -> Training:

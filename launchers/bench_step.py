@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     # Only now: torch takes seconds, and a mistake should be told at once.
     from ..engine.bench import StepBenchmark, measure_step
 
-    given = {name: getattr(options, name) for name in ("steps", "checkpoint", "inputs", "position")}
+    given = {name: getattr(options, name) for name in ("steps", "checkpoint", "inputs", "position", "compile")}
     measured = measure_step(StepBenchmark(**given, **shapes))
     if options.json:
         print(json.dumps(vars(measured), allow_nan=False))
@@ -31,6 +31,8 @@ def run(options: argparse.Namespace) -> int:
         f"{measured.ms:.1f} ms a step, {measured.tflops:.3f} TFLOP/s on {measured.device}, {measured.threads} threads"
     )
     print(f"{measured.rss_mib:.0f} MiB at most, {measured.base_mib:.0f} of it after imports")
+    if measured.graph_breaks is not None:
+        print(f"blocks compiled, with {measured.graph_breaks} graph breaks")
     print(f"{measured.parameters:,} parameters; loss {measured.losses[0]:.6f} to {measured.losses[-1]:.6f}")
     return 0
 
@@ -71,7 +73,15 @@ def add_parser(commands) -> None:
     step.add_argument("--steps", type=_positive, default=8, metavar="N", help="timed steps; default 8")
     step.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="published weights to start from")
     step.add_argument("--inputs", type=Path, metavar="FILE", help="the batch, under the golden files' keys")
+    step.add_argument("--compile", type=_truth, default=False, metavar="{True,False}",
+                      help="torch.compile for each block; default False")  # fmt: skip
     step.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _truth(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
+    return text == "True"
 
 
 def _positive(text: str) -> int:

@@ -11,6 +11,7 @@ from ..parallel.tokens import Share, Tokens
 from .config import NORM_EPSILON, ModelConfig, Recompute
 from .embeddings import Modulation
 from .positions import Rotation
+from .remade import remade
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Query, key, value, each [tokens, B, H, E]."""
@@ -33,17 +34,28 @@ class LendingStream(ShardedModule):
         self.q_gain = layers.gain(config.head_width)
         self.k_gain = layers.gain(config.head_width)
 
-    def heads(self, x_SBD, modulation: tuple[torch.Tensor, ...], share: Share, rotation: Rotation | None) -> Heads:
+    def project(self, x_SBD: torch.Tensor, modulation: tuple[torch.Tensor, ...], share: Share) -> torch.Tensor:
+        """The product that queries, keys and values are cut from, [tokens, B, H, 3, E]."""
+        shift_BD, scale_BD = self.first_norm(modulation)
+        (product,) = remade(self._norm, (x_SBD, shift_BD, scale_BD), lambda normed_SBD: (self.qkv(normed_SBD),))
+        return share.trim(product).unflatten(-1, (-1, 3, self.config.head_width))
+
+    def first_norm(self, modulation: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shift and scale of the norm before attention."""
         scale_BD, shift_BD = modulation
-        q, k, v = self._project(x_SBD, shift_BD, scale_BD, share, rotation)
+        return shift_BD, scale_BD
+
+    def heads(self, qkv_SBHE: torch.Tensor, rotation: Rotation | None) -> Heads:
+        q, k, v = self._heads(qkv_SBHE, rotation)
         return q[:0], k, v
 
     def absorb(self, x_SBD: torch.Tensor, _attended, _modulation, _share) -> torch.Tensor:
         return x_SBD
 
-    def _project(self, x_SBD, shift_BD, scale_BD, share: Share, rotation: Rotation | None) -> Heads:
-        normed_SBD = self.kernels.modulated_norm(x_SBD, shift_BD, scale_BD, epsilon=NORM_EPSILON)
-        qkv_SBHE = share.trim(self.qkv(normed_SBD)).unflatten(-1, (-1, 3, self.config.head_width))
+    def _norm(self, x_SBD, shift_BD, scale_BD) -> tuple[torch.Tensor]:
+        return (self.kernels.modulated_norm(x_SBD, shift_BD, scale_BD, epsilon=NORM_EPSILON),)
+
+    def _heads(self, qkv_SBHE: torch.Tensor, rotation: Rotation | None) -> Heads:
         q, k, v = qkv_SBHE.unbind(-2)
         q, k = self.kernels.qk_norm_rope(q, k, self.q_gain(), self.k_gain(), rotation, epsilon=NORM_EPSILON)
         return q, k, v
@@ -61,21 +73,36 @@ class Stream(LendingStream):
         self.down = layers.row(config.mlp_width, config.width)
         self.recomputes_mlp = recomputed == "selective"
 
-    def heads(self, x_SBD, modulation: tuple[torch.Tensor, ...], share: Share, rotation: Rotation | None) -> Heads:
+    def first_norm(self, modulation: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         shift_BD, scale_BD, *_ = modulation
-        return self._project(x_SBD, shift_BD, scale_BD, share, rotation)
+        return shift_BD, scale_BD
+
+    def heads(self, qkv_SBHE: torch.Tensor, rotation: Rotation | None) -> Heads:
+        return self._heads(qkv_SBHE, rotation)
 
     def absorb(self, x_SBD: torch.Tensor, attended_SBD: torch.Tensor, modulation, share: Share) -> torch.Tensor:
-        _, _, attention_gate, *mlp_modulation = modulation
-        x_SBD = self.kernels.gated_residual(x_SBD, attention_gate, self.out(share.fill(attended_SBD)))
+        _, _, *rest = modulation
+        update_SBD = self.out(share.fill(attended_SBD))
         if self.recomputes_mlp and torch.is_grad_enabled():
-            return recompute(self.mlp, x_SBD, *mlp_modulation)
-        return self.mlp(x_SBD, *mlp_modulation)
+            return recompute(self.mlp, x_SBD, update_SBD, *rest)
+        return self.mlp(x_SBD, update_SBD, *rest)
 
-    def mlp(self, x_SBD: torch.Tensor, shift_BD, scale_BD, gate_BD) -> torch.Tensor:
-        normed_SBD = self.kernels.modulated_norm(x_SBD, shift_BD, scale_BD, epsilon=NORM_EPSILON)
-        hidden_SBM = self.kernels.mlp_gelu(self.up(normed_SBD), self.up.bias)
-        return self.kernels.gated_residual(x_SBD, gate_BD, self.down(hidden_SBM))
+    def mlp(self, x_SBD, update_SBD, attention_gate, shift_BD, scale_BD, gate_BD) -> torch.Tensor:
+        """Attention's residual, then the MLP with its own."""
+        x_SBD, hidden_SBM = remade(
+            self._residual_norm,
+            (x_SBD, attention_gate, update_SBD, shift_BD, scale_BD),
+            lambda x_SBD, normed_SBD: (x_SBD, self.up(normed_SBD)),
+        )
+        (update_SBD,) = remade(
+            lambda *hidden: (self.kernels.mlp_gelu(*hidden),),
+            (hidden_SBM, self.up.bias),
+            lambda activated_SBM: (self.down(activated_SBM),),
+        )
+        return self.kernels.gated_residual(x_SBD, gate_BD, update_SBD)
+
+    def _residual_norm(self, *streams_and_rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.kernels.gated_residual_norm(*streams_and_rows, epsilon=NORM_EPSILON)
 
 
 class Block(ShardedModule):
@@ -103,14 +130,21 @@ class Block(ShardedModule):
         video_modulation = self.video.modulation(condition_BD)
         text_modulation = self.text.modulation(condition_BD)
 
-        video_heads = self.video.heads(video_SBD, video_modulation, tokens.video, rotation)
-        text_heads = self.text.heads(text_TBD, text_modulation, tokens.text, None)
-        q_QBHE, k_JBHE, v_JBHE = (torch.cat(pair) for pair in zip(video_heads, text_heads, strict=True))
-        asking = tokens.video.counts if self.is_last else tokens.joint_counts
-        scale = self.config.head_width**-0.5
-        attended_QBD = self.attention(q_QBHE, k_JBHE, v_JBHE, queries=asking, keys=tokens.joint_counts, scale=scale)
+        video_qkv = self.video.project(video_SBD, video_modulation, tokens.video)
+        text_qkv = self.text.project(text_TBD, text_modulation, tokens.text)
+
+        def join(video_qkv: torch.Tensor, text_qkv: torch.Tensor) -> Heads:
+            pairs = zip(self.video.heads(video_qkv, rotation), self.text.heads(text_qkv, None), strict=True)
+            return tuple(torch.cat(pair) for pair in pairs)
+
+        (attended_QBD,) = remade(join, (video_qkv, text_qkv), lambda *heads: (self.attend(*heads, tokens),))
 
         attended_SBD, attended_TBD = attended_QBD.tensor_split([tokens.video.count])
         video_SBD = self.video.absorb(video_SBD, attended_SBD, video_modulation, tokens.video)
         text_TBD = self.text.absorb(text_TBD, attended_TBD, text_modulation, tokens.text)
         return video_SBD, text_TBD
+
+    def attend(self, q_QBHE: torch.Tensor, k_JBHE: torch.Tensor, v_JBHE: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        asking = tokens.video.counts if self.is_last else tokens.joint_counts
+        scale = self.config.head_width**-0.5
+        return self.attention(q_QBHE, k_JBHE, v_JBHE, queries=asking, keys=tokens.joint_counts, scale=scale)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
+from ..kernels import host_memory
+
 MEGATRON_VERSION = "0.16.1"
 DEVICE_VARIABLE = "CONTENTV_DEVICE"
 CPU = torch.device("cpu")
@@ -85,6 +87,7 @@ def prepare(device_type: str) -> None:
         )
     if device_type == "cuda" or isinstance(torch.cuda.default_generators, HostGenerators):
         return
+    host_memory.install()
     # torch remembers its factory functions at the first `with torch.device(...)`. Remembered after the replacement they
     # would be ours, which that context never meets, and it would silently do nothing: no meta device, for one.
     _device_constructors()
@@ -127,6 +130,20 @@ def _cuda_type_name(function: Callable) -> Callable:
     return named
 
 
+def _in_place_alone(collective: Callable) -> Callable:
+    """The collective, done at once where a group has one rank and the result already lies where it shall."""
+
+    @functools.wraps(collective)
+    def wrapped(output, given, *arguments, **keywords):
+        group = keywords.get("group")
+        lies_there = output.numel() == given.numel() and output.data_ptr() == given.data_ptr()
+        if lies_there and not keywords.get("async_op") and torch.distributed.get_world_size(group) == 1:
+            return None
+        return collective(output, given, *arguments, **keywords)
+
+    return wrapped
+
+
 CPU_REPLACEMENTS: tuple[Replacement, ...] = (
     Replacement(torch.cuda, "current_device", "every allocation in megatron names it", _returning(CPU)),
     Replacement(torch.cuda, "device_count", "checkpoint writer", _returning(1)),
@@ -152,6 +169,8 @@ CPU_REPLACEMENTS: tuple[Replacement, ...] = (
     Replacement(torch, "ones", 'device="cuda" in checkpointing', _on_host),
     Replacement(torch, "empty", 'device="cuda" in p2p_communication.py', _on_host),
     Replacement(torch, "empty_like", 'device="cuda" in checkpointing', _on_host),
+    Replacement(torch.distributed, "reduce_scatter_tensor", "gloo alone copies a bucket, twice", _in_place_alone),
+    Replacement(torch.distributed, "all_gather_into_tensor", "gloo alone copies a bucket, twice", _in_place_alone),
     Replacement(torch.Tensor, "cuda", "checkpoint exchange", lambda _: lambda tensor, *_, **__: tensor),
     Replacement(torch.Tensor, "type", "optimizers compare it with 'torch.cuda.*Tensor'", _cuda_type_name),
 )

@@ -115,9 +115,9 @@ def _all_to_all(pieces: list[Tensor], sizes: list[int], group) -> list[Tensor]:
 class _Ring(torch.autograd.Function):
     """Attention to the keys and values of every rank of a ring, whose blocks may differ in length.
 
-    With out_i, lse_i of block i and lse = logsumexp_i(lse_i): out = sum_i w_i out_i, w_i = exp(lse_i - lse). Backward,
-    with delta = sum_E(out * d_out): d_out_i = w_i d_out, d_lse_i = w_i (sum_E(out_i * d_out) - delta), which each
-    block's own backward takes. Blocks go round a second time for that, their gradients, in fp32, with them.
+    With out_i, lse_i of block i and lse = logsumexp_i(lse_i): out = sum_i exp(lse_i - lse) out_i. Backward takes the
+    row's whole out and lse and one block at a time: its weights follow from them, and its gradients are a part of the
+    sums over all keys. Blocks go round a second time for that, their gradients, in fp32, with them.
     """
 
     @staticmethod
@@ -145,13 +145,10 @@ class _Ring(torch.autograd.Function):
     def backward(ctx, d_out):
         q_BHQE, k_BHJE, v_BHJE, out, lse = ctx.saved_tensors
         blocks, group, kernel, scale = ctx.rest
-        d_out = d_out.float()
-        delta = (out * d_out).sum(-1)
         d_q, d_kv, wait_for_previous = 0, None, None
         rank, size = group.rank(), group.size()
         for hop, block_BHJE in enumerate(_travelling(torch.stack([k_BHJE, v_BHJE]), blocks, group)):
-            asked = q_BHQE, *block_BHJE.unbind()
-            d_block = _block_backward(kernel, asked, scale, lse, d_out, delta)
+            d_block = _block_backward(kernel, d_out, q_BHQE, block_BHJE, out, lse, scale)
             d_q = d_q + d_block[0].float()
             mine = torch.stack(d_block[1:]).float()
             if d_kv is not None:
@@ -165,17 +162,11 @@ class _Ring(torch.autograd.Function):
         return d_q.to(q_BHQE.dtype), d_k, d_v, None, None, None, None
 
 
-def _block_backward(kernel, asked: tuple[Tensor, ...], scale: float, lse, d_out, delta) -> tuple[Tensor, ...]:
-    """Gradients of queries, keys and values through one block, which is computed again."""
-    if _is_nothing(asked[0], asked[1]):
-        return tuple(torch.zeros_like(tensor) for tensor in asked)
-    with torch.enable_grad():
-        inputs = [tensor.detach().requires_grad_() for tensor in asked]
-        part, part_lse = kernel(*inputs, scale=scale)
-    weight = (part_lse.detach() - lse).exp()
-    d_part_lse = weight * ((part.detach() * d_out).sum(-1) - delta)
-    d_part = (weight[..., None] * d_out).to(part.dtype)
-    return torch.autograd.grad((part, part_lse), inputs, (d_part, d_part_lse))
+def _block_backward(kernel: JointAttention, d_out, q_BHQE, kv_2BHJE, out, lse, scale: float) -> tuple[Tensor, ...]:
+    """Gradients of queries, keys and values through one block."""
+    if _is_nothing(q_BHQE, kv_2BHJE):
+        return tuple(torch.zeros_like(tensor) for tensor in (q_BHQE, *kv_2BHJE.unbind()))
+    return kernel.backward(d_out, None, q_BHQE, *kv_2BHJE.unbind(), out, lse, scale=scale)
 
 
 def _is_nothing(q_BHQE: Tensor, block_J: Tensor) -> bool:

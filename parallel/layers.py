@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels.joint_attention import JointAttention
 from .attention import ContextAttention
@@ -38,6 +39,9 @@ class ColumnLinear(ColumnParallelLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[0]
 
+    def _forward_impl(self, *arguments, **keywords):
+        return super()._forward_impl(*arguments, **_for_compiler(self, keywords))
+
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         return _whole_units(super().sharded_state_dict(prefix, sharded_offsets, metadata), self, prefix)
 
@@ -51,8 +55,24 @@ class RowLinear(RowParallelLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[0]
 
+    def _forward_impl(self, *arguments, **keywords):
+        return super()._forward_impl(*arguments, **_for_compiler(self, keywords))
+
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         return _whole_units(super().sharded_state_dict(prefix, sharded_offsets, metadata), self, prefix)
+
+
+def _for_compiler(linear: ColumnParallelLinear | RowParallelLinear, keywords: dict) -> dict:
+    """megatron's arguments of a product, such that torch.compile can follow."""
+    # megatron leaves the group out where nothing is sent, then warns: a warning cannot be traced. Nor can a backward
+    # that writes into a buffer; a compiled product's weight gradient is added to it by megatron's hook instead.
+    fused = keywords["gradient_accumulation_fusion"] and not torch.compiler.is_compiling()
+    return keywords | {"tp_group": linear.tp_group, "gradient_accumulation_fusion": fused}
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    """Whether it is one of megatron's linears, whatever it shares."""
+    return isinstance(module, (ColumnParallelLinear, RowParallelLinear))
 
 
 class SampleLinear(ColumnLinear):
@@ -183,6 +203,8 @@ class ShardedModule(MegatronModule):
 
 def recompute(function: Callable, *tensors: torch.Tensor):
     """Runs `function` without keeping its activations and runs it again in backward, random state included."""
+    if torch.compiler.is_compiling():  # it knows torch's way, and cannot follow megatron's
+        return checkpoint(function, *tensors, use_reentrant=False)
     return tensor_parallel.checkpoint(function, False, *tensors)
 
 

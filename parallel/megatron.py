@@ -7,7 +7,7 @@ newer megatron is one file to read. Everything above parallel/ sees none of it.
 import logging
 import warnings
 
-from . import accelerator
+from . import accelerator, weight_gradient
 
 accelerator.prepare(accelerator.present())
 
@@ -37,6 +37,7 @@ with warnings.catch_warnings():
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import layers as _linears
     from megatron.core.tensor_parallel.layers import (
         ColumnParallelLinear,
         RowParallelLinear,
@@ -49,6 +50,9 @@ with warnings.catch_warnings():
     )
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.transformer_config import TransformerConfig
+
+# Only layers whose gradient_accumulation_fusion is set reach for it; training.py sets it where there are buffers.
+_linears.fused_weight_gradient_mlp_cuda = weight_gradient
 
 # Notes of megatron and torch.distributed to their own developers (renamed collectives, absent apex): nothing a user of
 # this engine can act on. Errors and warnings from everywhere else pass.

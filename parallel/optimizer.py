@@ -42,6 +42,8 @@ class MasterAdamW(torch.optim.AdamW):
         self.update_number = 0
         self.clip_factor: torch.Tensor | None = None
         self.averages: dict[torch.Tensor, torch.Tensor] = {}
+        self.copies: dict[torch.Tensor, torch.Tensor] = {}
+        """Master -> the model's own piece in 16 bits; none where the model computes with the masters."""
 
     def prepare_state(self) -> None:
         """Zero moments, and averages (where they are kept) that start as the weights themselves."""
@@ -75,7 +77,7 @@ class MasterAdamW(torch.optim.AdamW):
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [self.averages[master] for master in masters] if self.averages else None,
-                None,
+                [self.copies[master] for master in masters] if self.copies else None,
                 update,
             )
 
@@ -125,6 +127,14 @@ class ShardedOptimizer(DistributedOptimizer):
         # megatron's own looks for "step" among the tensors, which torch's AdamW keeps beside the moments.
         for kind in STATES:
             self._state(kind, model_param).copy_(tensors[kind])
+
+    def low_precision_copies(self) -> dict[torch.Tensor, torch.Tensor]:
+        """fp32 master -> the piece of the model's 16-bit weights that it is the master of."""
+        groups = zip(self.shard_fp32_from_float16_groups, self.shard_float16_groups, strict=True)
+        return {master: piece for group in groups for master, piece in zip(*group, strict=True)}
+
+    def _copy_main_params_to_model_params(self):
+        """Called after the update, which has written them: to `copies`, or as the masters that the model shares."""
 
     def pieces(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         """Master and, where it is kept, average of what this rank owns of a parameter; none where it owns nothing."""
@@ -177,6 +187,7 @@ class Optimizer:
         self.sharded.grad_stats_parallel_group = distributed.group.WORLD
         self.sharded.tp_group = model.mesh.tensor
         inner.prepare_state()
+        inner.copies = self.sharded.low_precision_copies()
 
     @torch.no_grad()
     def start_from(self, weights: Iterable[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:

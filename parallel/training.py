@@ -6,12 +6,14 @@ loss = model.forward_backward(step, batches, ...)       megatron's schedule over
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
 from typing import Any
 
 import torch
 
-from .layers import ShardedModule
+from ..kernels.host_memory import clear
+from .layers import ShardedModule, is_linear
 from .megatron import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -55,10 +57,12 @@ class DataParallel:
         self.modules = modules
         self.mesh = mesh
         self.config = config = _transformer_config(mesh, shape, dtype)
+        # A group of one sends nothing that could overlap.
+        overlap = mesh.config.overlap and mesh.data_and_context.size() > 1
         buffers = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            overlap_grad_reduce=mesh.config.overlap,
-            overlap_param_gather=mesh.config.overlap,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap,
             use_distributed_optimizer=True,
             num_distributed_optimizer_instances=mesh.data_and_context.size() // mesh.states.size(),
             average_in_collective=False,
@@ -68,6 +72,10 @@ class DataParallel:
             DistributedDataParallel(config, buffers, module, disable_bucketing=number > 0)
             for number, module in enumerate(modules)
         ]
+        for buffer in (buffer for chunk in self.chunks for buffer in chunk.buffers):
+            buffer.reset = partial(clear, buffer.grad_data)
+        for linear in (layer for module in modules for layer in module.modules() if is_linear(layer)):
+            linear.gradient_accumulation_fusion = True  # weights have their place in a buffer now
         config.finalize_model_grads_func = finalize_model_grads
         config.no_sync_func = _one_or_all([chunk.no_sync for chunk in self.chunks])
         if buffers.overlap_grad_reduce:

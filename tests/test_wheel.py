@@ -165,7 +165,7 @@ def test_the_wheel_holds_the_cpu_kernels_and_finds_them(tmp_path):
     assert "-py3-none-linux_" in wheel.name, "for every Python, on this kind of machine"
     with zipfile.ZipFile(wheel) as archive:
         foreign = {name for name in archive.namelist() if ".dist-info/" not in name} - shipped().keys()
-    assert foreign == {"contentv/csrc/_cpu.so"}
+    assert foreign == {"contentv/csrc/_cpu.so", "contentv/csrc/_memory.so"}
     code = (
         "import torch; from contentv.kernels.registry import choose; kernels = choose('cpu')\n"
         "print(set(kernels.choices().values()), kernels.mlp_gelu(torch.ones(2, 1, 3), torch.zeros(3)).sum().item())"

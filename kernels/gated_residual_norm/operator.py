@@ -54,9 +54,9 @@ def operator(backend: str, forward: Forward, backward: Backward) -> GatedResidua
         context.save_for_backward(out, gate, update, scale, mean, reciprocal)
 
     def gradients(context, d_out, d_normed, _d_mean, _d_reciprocal):
-        out = context.saved_tensors[0]
-        d_normed = torch.zeros_like(out) if d_normed is None else d_normed
-        return *backwards(d_out, d_normed, *context.saved_tensors), None
+        saved = context.saved_tensors  # read once: what is made again in backward is made at every reading
+        d_normed = torch.zeros_like(saved[0]) if d_normed is None else d_normed
+        return *backwards(d_out, d_normed, *saved), None
 
     differentiate(forwards, save, gradients)
 

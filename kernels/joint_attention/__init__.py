@@ -40,6 +40,30 @@ class JointAttention(Protocol):
         """
         ...
 
+    def backward(
+        self,
+        d_out_BHQE: Tensor,
+        d_lse_BHQ: Tensor | None,
+        q_BHQE: Tensor,
+        k_BHJE: Tensor,
+        v_BHJE: Tensor,
+        out_BHQE: Tensor,
+        lse_BHQ: Tensor,
+        *,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The backward alone, for who keeps the tensors it needs: a ring of ranks.
+
+        Args:
+            d_out_BHQE: in out's dtype, any strides. d_lse_BHQ: None if nothing used lse.
+            k_BHJE, v_BHJE: all the keys and values that out and lse come from, or a part of them.
+            out_BHQE, lse_BHQ: of all of them.
+
+        Returns:
+            (d_q, d_k, d_v) in the inputs' dtype: what these keys add to d_q, and the whole gradient of these.
+        """
+        ...
+
 
 def _flash_attn_and_triton_refusal() -> str | None:
     return flash_attn_refusal() or triton_refusal()

@@ -51,15 +51,29 @@ def operator(backend: str, forward: Forward, backward: Backward) -> JointAttenti
         context.save_for_backward(*tensors, *outputs)
 
     def gradients(context, d_out, d_lse):
-        out = context.saved_tensors[3]
-        d_out = torch.zeros_like(out) if d_out is None else d_out
-        return *backwards(d_out, d_lse, *context.saved_tensors, context.scale), None
+        saved = context.saved_tensors  # read once: what is made again in backward is made at every reading
+        d_out = torch.zeros_like(saved[3]) if d_out is None else d_out
+        return *backwards(d_out, d_lse, *saved, context.scale), None
 
     differentiate(forwards, save, gradients)
+
+    def alone(
+        d_out_BHQE: Tensor,
+        d_lse_BHQ: Tensor | None,
+        q_BHQE: Tensor,
+        k_BHJE: Tensor,
+        v_BHJE: Tensor,
+        out_BHQE: Tensor,
+        lse_BHQ: Tensor,
+        *,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return backwards(d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale)
 
     def joint_attention(q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
         return forwards(q_BHQE, k_BHJE, v_BHJE, scale)
 
+    joint_attention.backward = alone
     return joint_attention
 
 

@@ -41,22 +41,38 @@ class _JointAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out, d_lse):
-        q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ = ctx.saved_tensors
-        working = working_dtype(q_BHQE.dtype)
-        k, v = k_BHJE.to(working), v_BHJE.to(working)
-        d_out = torch.zeros_like(out_BHQE, dtype=working) if d_out is None else d_out.to(working)
-        delta = (out_BHQE.to(working) * d_out).sum(-1)
-        if d_lse is not None:
-            delta = delta - d_lse
-        d_qs, d_k, d_v = [], 0, 0
-        for rows in _query_blocks(q_BHQE, k):
-            scaled_q, d_rows = q_BHQE[:, :, rows].to(working) * ctx.scale, d_out[:, :, rows]
-            weights = (scaled_q @ k.transpose(-1, -2)).sub_(lse_BHQ[:, :, rows, None]).exp_()
-            d_v = weights.transpose(-1, -2) @ d_rows + d_v
-            d_scores = (d_rows @ v.transpose(-1, -2)).sub_(delta[:, :, rows, None]).mul_(weights)
-            d_k = d_scores.transpose(-1, -2) @ scaled_q + d_k
-            d_qs.append((d_scores @ k).mul_(ctx.scale).to(q_BHQE.dtype))
-        return _join(d_qs), d_k.to(k_BHJE.dtype), d_v.to(v_BHJE.dtype), None
+        d_out = torch.zeros_like(ctx.saved_tensors[3]) if d_out is None else d_out
+        return *_backward(d_out, d_lse, *ctx.saved_tensors, scale=ctx.scale), None
+
+
+def _backward(
+    d_out_BHQE: Tensor,
+    d_lse_BHQ: Tensor | None,
+    q_BHQE: Tensor,
+    k_BHJE: Tensor,
+    v_BHJE: Tensor,
+    out_BHQE: Tensor,
+    lse_BHQ: Tensor,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    working = working_dtype(q_BHQE.dtype)
+    k, v, d_out = (tensor.to(working) for tensor in (k_BHJE, v_BHJE, d_out_BHQE))
+    delta = (out_BHQE.to(working) * d_out).sum(-1)
+    if d_lse_BHQ is not None:
+        delta = delta - d_lse_BHQ
+    d_qs, d_k, d_v = [], 0, 0
+    for rows in _query_blocks(q_BHQE, k):
+        scaled_q, d_rows = q_BHQE[:, :, rows].to(working) * scale, d_out[:, :, rows]
+        weights = (scaled_q @ k.transpose(-1, -2)).sub_(lse_BHQ[:, :, rows, None]).exp_()
+        d_v = weights.transpose(-1, -2) @ d_rows + d_v
+        d_scores = (d_rows @ v.transpose(-1, -2)).sub_(delta[:, :, rows, None]).mul_(weights)
+        d_k = d_scores.transpose(-1, -2) @ scaled_q + d_k
+        d_qs.append((d_scores @ k).mul_(scale).to(q_BHQE.dtype))
+    return _join(d_qs), d_k.to(k_BHJE.dtype), d_v.to(v_BHJE.dtype)
+
+
+joint_attention.backward = _backward
 
 
 def _query_blocks(q_BHQE: Tensor, k_BHJE: Tensor) -> Iterator[slice]:

@@ -71,6 +71,15 @@ def test_a_backend_has_the_contracts_face(op, name):
     assert face(backend.load()) == face(contract(op).__call__, skip_self=True)
 
 
+@pytest.mark.parametrize("name", [name for op, name in TABLE if op == "joint_attention"])
+def test_attentions_backward_alone_has_the_contracts_face(name):
+    backend = TABLE["joint_attention", name]
+    if backend.refuses(present()):
+        pytest.skip(backend.refuses(present()))
+    expected = face(contract("joint_attention").backward, skip_self=True)
+    assert face(backend.load().backward) == expected
+
+
 @pytest.mark.parametrize("device", DEVICE_TYPES)
 def test_every_backend_has_a_rank_on_its_devices(device):
     for op in OPERATIONS:

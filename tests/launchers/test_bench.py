@@ -44,6 +44,15 @@ def test_a_random_step_repeats_itself(capfd):
     assert "ms a step" in words and f"{first['parameters']:,} parameters" in words
 
 
+def test_compiled_blocks_train_alike_and_without_a_graph_break(capfd):
+    plain, compiled = (
+        json.loads(call(capfd, *TINY, "--layers", 2, "--steps", 1, "--json", *more))
+        for more in ((), ("--compile", True))
+    )
+    assert plain["graph_breaks"] is None and compiled["graph_breaks"] == 0
+    assert compiled["losses"] == [pytest.approx(loss, rel=1e-5) for loss in plain["losses"]]
+
+
 def test_shapes_that_do_not_agree_are_refused(golden, tmp_path, capfd):
     given = ("--checkpoint", golden.folder, "--inputs", golden.file)
     scalar = tmp_path / "scalar.safetensors"

@@ -78,6 +78,11 @@ def order_of_calls(*, context: int) -> dict:
         calls.append("compute")
         return kernel(*tensors, scale=scale)
 
+    def computing_backward(*tensors, scale):
+        calls.append("compute")
+        return kernel.backward(*tensors, scale=scale)
+
+    computing.backward = computing_backward
     attention._pass_on = passing_on
     tensors = [torch.randn(3, 1, 2, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     counts = (3,) * context

@@ -99,6 +99,24 @@ def test_recomputing_repeats_the_random_state():
     assert torch.equal(x.grad, found.detach()) and 0 < found.count_nonzero() < 100
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_products_weight_gradient_is_added_to_its_buffer(mesh, dtype):
+    """By the product itself, over microbatches; bf16 products are rounded before they are added up in fp32."""
+    layer = LayerFactory(mesh, dtype).column(6, 5)
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
+    layer.weight.main_grad = torch.zeros(5, 6)
+    layer.weight.grad_added_to_main_grad = False
+    layer.gradient_accumulation_fusion = True
+    torch.nn.init.zeros_(layer.bias)
+    expected = torch.zeros(5, 6)
+    for seed in range(3):
+        x, d_y = (torch.randn(7, 2, size, generator=torch.Generator().manual_seed(seed)).to(dtype) for size in (6, 5))
+        layer(x.requires_grad_()).backward(d_y)
+        expected += d_y.flatten(0, 1).t() @ x.detach().flatten(0, 1)
+    assert layer.weight.grad_added_to_main_grad
+    torch.testing.assert_close(layer.weight.main_grad, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_world_announced_in_part_is_refused(rank_server):
     told = r"sets RANK and WORLD_SIZE of several processes, but not MASTER_PORT: start ranks with torchrun"
     with pytest.raises(RankFailure, match=told):

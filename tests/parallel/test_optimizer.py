@@ -9,6 +9,7 @@ import torch
 from contentv.kernels.registry import choose
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.layers import ShardedModule
+from contentv.parallel.megatron import DistributedOptimizer
 from contentv.parallel.mesh import build_mesh
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
 from contentv.parallel.training import DataParallel, Microbatches, Shape
@@ -183,6 +184,20 @@ def test_bfloat16_weights_are_the_rounded_masters(mesh):
         assert not torch.equal(master, parameter.detach().float())
         moved += (parameter.detach() != before[name]).sum().item()
     assert moved  # steps far below bf16's spacing add up in the masters
+
+
+def test_the_update_writes_the_bits_that_megatrons_copy_would(mesh):
+    """In 16 bits, the rounded masters; in 32 the model computes with the masters themselves."""
+    copy = DistributedOptimizer._copy_main_params_to_model_params
+    for dtype in (torch.bfloat16, torch.float32):
+        model, optimizer = prepared(mesh, SETTINGS, dtype)
+        assert bool(optimizer.sharded.optimizer.copies) == (dtype == torch.bfloat16)
+        for step, rate in enumerate(RATES, 1):
+            model.forward_backward(step_of, batches(step, 2), microbatches(2))
+            optimizer.update(step, rate, optimizer.gradient_norm())
+            updated = [parameter.detach().clone() for _, parameter in model.named_parameters()]
+            copy(optimizer.sharded)
+            assert all(torch.equal(one, each) for one, (_, each) in zip(updated, model.named_parameters(), strict=True))
 
 
 def test_bias_correction_follows_the_run_not_the_state(mesh, monkeypatch):
