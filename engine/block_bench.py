@@ -38,6 +38,8 @@ class BlockBenchmark:
     steps: int
     wish: str | dict[str, str] = "auto"
     """The kernels, as `registry.choose` takes them."""
+    repeatable: bool = True
+    """Whether "auto" takes only kernels that give the same bits twice."""
     profiled: bool = False
     """Whether the device's own kernels are listed, the longest first."""
 
@@ -68,7 +70,7 @@ def measure_block(wanted: BlockBenchmark) -> BlockMeasurement:
     """Builds the block on the present device with random weights and tokens, and times it."""
     mesh = build_mesh(ParallelConfig())
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted.precision]
-    kernels = choose(mesh.device.type, wanted.wish, dtype=dtype)
+    kernels = choose(mesh.device.type, wanted.wish, dtype=dtype, repeatable=wanted.repeatable)
     with mesh.device:
         block = Block(wanted.model, LayerFactory(mesh, dtype), kernels, layer=0)
         for parameter in block.parameters():
