@@ -29,7 +29,7 @@ _CPU = {op: ("cpu_native", "reference") for op in OPERATIONS} | {
     "adamw": ("cpu_native", "torch_fused", "reference"),
 }
 _CUDA = {op: ("gpu_triton", "reference") for op in OPERATIONS} | {
-    "joint_attention": ("flash_attn", "flash_attn_repeatable", "gpu_triton", "sdpa_cudnn", "sdpa_flash", "reference"),
+    "joint_attention": ("flash_attn", "gpu_triton", "sdpa_cudnn", "sdpa_flash", "reference"),
     "gradient_norm": ("gpu_cuda", "gpu_triton", "reference"),
     "adamw": ("gpu_cuda", "gpu_triton", "torch_fused", "apex", "reference"),
 }

@@ -28,7 +28,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--kernels", default="auto", metavar="NAME",
                         help="a backend for every operation, or op=backend,op=backend; default: auto")  # fmt: skip
     parser.add_argument("--repeatable", choices=("True", "False"), default="True",
-                        help="False: auto takes the fastest kernels, their bits repeating or not; default True")  # fmt: skip
+                        help="False: auto takes the fastest, its bits repeating or not; default True")  # fmt: skip
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="timed ones; default 5")
     parser.add_argument("--profile", action="store_true", help="list the device's longest kernels")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

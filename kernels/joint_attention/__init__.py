@@ -65,15 +65,10 @@ class JointAttention(Protocol):
         ...
 
 
-def _flash_attn_and_triton_refusal() -> str | None:
-    return flash_attn_refusal() or triton_refusal()
-
-
 BACKENDS = (
     Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
     Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
-    Backend.beside(__name__, "flash_attn", ("cuda",), flash_attn_refusal, LOW, repeats=False),
-    Backend.beside(__name__, "flash_attn_repeatable", ("cuda",), _flash_attn_and_triton_refusal, LOW),
+    Backend.beside(__name__, "flash_attn", ("cuda",), flash_attn_refusal, LOW),
     Backend.beside(__name__, "sdpa_cudnn", ("cuda",), sdpa_cudnn_refusal, LOW, repeats=False),
     Backend.beside(__name__, "sdpa_flash", ("cuda",), sdpa_flash_refusal, LOW, repeats=False),
     Backend.beside(__name__, "sdpa_flash_cpu", ("cpu",)),

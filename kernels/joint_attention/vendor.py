@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, contiguous_format
 from torch.nn.functional import pad
 
 from ..vendors import LOW
 from . import JointAttention
-from .operator import Backward, Forward, operator
+from .operator import operator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,6 @@ class Vendor:
 
 def backend(vendor: Vendor) -> JointAttention:
     """The operation by a vendor's functions."""
-    return operator(vendor.name, *kernels(vendor))
-
-
-def kernels(vendor: Vendor) -> tuple[Forward, Backward]:
-    """A vendor's two functions as what `operator` takes."""
 
     def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ):
         vendor.check(q_BHQE)
@@ -77,11 +72,18 @@ def kernels(vendor: Vendor) -> tuple[Forward, Backward]:
         for filled, gradient in zip((d_q_BHQE, d_k_BHJE, d_v_BHJE), gradients, strict=True):
             filled.copy_(gradient[..., :width])
 
-    return forward, backward
+    return operator(vendor.name, forward, backward)
 
 
 def _widened(tensors: tuple[Tensor, ...], channels: int) -> tuple[Tensor, ...]:
-    """With zeros behind the last channel; the last axis lies closely, as all of them ask."""
+    """With zeros behind the last channel; as they lie where that is what all of them ask, else copied."""
     if channels:
         return tuple(pad(tensor, (0, channels)) for tensor in tensors)
-    return tuple(tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors)
+    return tuple(tensor if _is_aligned(tensor) else tensor.clone(memory_format=contiguous_format) for tensor in tensors)
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """The last axis lies closely, and every row begins at a multiple of 16 bytes: at others cuDNN's results are wrong
+    without a word, and torch's flash attention brings the whole process down (both seen on an H100)."""
+    steps = [step * tensor.element_size() for step in tensor.stride()[:-1]]
+    return tensor.stride(-1) == 1 and all(place % 16 == 0 for place in (tensor.data_ptr(), *steps))

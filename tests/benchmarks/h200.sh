@@ -73,8 +73,7 @@ kernels() {
         token_ops+=(--op "$op")
     done
     contentv bench kernels --op joint_attention --case "x125, joint" --out "$OUT/kernels-attention.json" \
-        --backend gpu_triton --backend sdpa_cudnn --backend sdpa_flash --backend flash_attn \
-        --backend flash_attn_repeatable || status=1
+        --backend gpu_triton --backend sdpa_cudnn --backend sdpa_flash --backend flash_attn || status=1
     contentv bench kernels --op gradient_norm --op adamw --out "$OUT/kernels-optimizer.json" || status=1
     "$PYTHON" tests/benchmarks/reproducible_attention.py || status=1
     contentv bench kernels "${token_ops[@]}" --case x125 --out "$OUT/kernels-tokens.json" || status=1

@@ -23,6 +23,7 @@ if INTERPRETED:
         from tests.kernels import interpreter
 
         interpreter.repair()
+OURS = ("reference", "cpu_native", "gpu_triton", "gpu_cuda")
 INTERPRETED_VALUES = 2**16
 """The interpreter takes a second for what a GPU does in microseconds: larger cases are not given to it."""
 
@@ -77,12 +78,12 @@ def device() -> str:
 
 @pytest.fixture
 def backend():
-    """backend(op, name): that implementation; the test is skipped where it cannot run."""
+    """backend(op, name, dtype): that implementation; the test is skipped where it cannot run, on such tensors."""
 
-    def load(op: str, name: str) -> Callable:
+    def load(op: str, name: str, dtype: torch.dtype = torch.float32) -> Callable:
         if (op, name) not in TABLE:
             pytest.skip(f"{op} has no backend {name}")
-        if reason := refusal(op, name):
+        if reason := refusal(op, name, dtype):
             pytest.skip(reason)
         return TABLE[op, name].load()
 
@@ -119,7 +120,12 @@ def agree(poisoned):
                 continue
             if INTERPRETED and name == "gpu_triton" and not is_interpretable(inputs):
                 continue
-            got = run(backend.load(), inputs, differentiable, None)
+            try:
+                got = run(backend.load(), inputs, differentiable, None)
+            except ValueError:
+                if name in OURS:
+                    raise
+                continue  # a vendor takes less than the contract, and said so
             assert got.keys() == truth.keys()
             for part, result in got.items():
                 assert result.shape == truth[part].shape, f"{name}, {part}"

@@ -21,14 +21,20 @@ def oracle(q_BHQE, k_BHJE, v_BHJE, *, scale):
 
 @pytest.fixture(params=[each.name for each in BACKENDS])
 def attention(request, backend):
-    """Each implementation that can run here."""
+    """Each implementation that can run here, in float32."""
     return backend("joint_attention", request.param)
+
+
+@pytest.fixture(params=[each.name for each in BACKENDS])
+def low_attention(request, backend):
+    """Each that can run here in bfloat16."""
+    return backend("joint_attention", request.param, torch.bfloat16)
 
 
 @pytest.fixture(params=[each.name for each in BACKENDS if each.name != "reference"])
 def operators(request, backend):
     """(forward, backward) of each backend that is a torch.library operator."""
-    backend("joint_attention", request.param)  # registers them
+    backend("joint_attention", request.param, torch.bfloat16)  # registers them
     name = f"joint_attention_{request.param}"
     return getattr(torch.ops.contentv, name).default, getattr(torch.ops.contentv, f"{name}_backward").default
 
@@ -143,17 +149,20 @@ def test_scores_that_overflow_exp_stay_finite(attention, device):
     assert all(each.isfinite().all() for each in torch.autograd.grad(out.sum() + lse.sum(), tensors))
 
 
-def test_log_sum_exp_is_fp32_and_scores_are_not_saved(attention, device):
+def test_log_sum_exp_is_fp32_and_scores_are_not_saved(low_attention, device):
     saved = []
     arguments = inputs(CASES[-1], dtype=torch.bfloat16, device=device)
     q, k = arguments["q_BHQE"].requires_grad_(), arguments["k_BHJE"]
     with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(tuple(each.shape)) or each, lambda x: x):
-        out, lse = attention(**arguments)
+        out, lse = low_attention(**arguments)
     assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
     assert sorted(saved) == sorted([q.shape, k.shape, k.shape, q.shape, lse.shape])
 
 
-def test_two_runs_give_the_same_bits(attention, device):
+@pytest.mark.parametrize("name", [each.name for each in BACKENDS if each.repeats])
+def test_two_runs_give_the_same_bits(backend, name, device):
+    attention = backend("joint_attention", name, torch.bfloat16)
+
     def everything():
         arguments = inputs(CASES[-1], dtype=torch.bfloat16, device=device)
         tensors = [arguments[name].requires_grad_() for name in ("q_BHQE", "k_BHJE", "v_BHJE")]
@@ -173,13 +182,13 @@ STRIDES = {
 
 
 @pytest.mark.parametrize("lay", STRIDES.values(), ids=STRIDES)
-def test_strides_change_nothing(attention, device, lay):
+def test_strides_change_nothing(low_attention, device, lay):
     arguments = inputs(CASES[-2], dtype=torch.bfloat16, device=device)
     names = ("q_BHQE", "k_BHJE", "v_BHJE")
 
     def everything(change):
         tensors = [change(arguments[name].detach()).requires_grad_() for name in names]
-        outputs = attention(*tensors, scale=arguments["scale"])
+        outputs = low_attention(*tensors, scale=arguments["scale"])
         return (*outputs, *torch.autograd.grad([each.float().square().sum() for each in outputs], tensors))
 
     for changed, usual in zip(everything(lay), everything(lambda each: each), strict=True):
@@ -188,7 +197,7 @@ def test_strides_change_nothing(attention, device, lay):
 
 def test_operators_tell_the_compiler_the_truth(operators, device):
     forward, backward = operators
-    arguments = inputs(CASES[-2], device=device)
+    arguments = inputs(CASES[-2], dtype=torch.bfloat16, device=device)
     q, k, v = (arguments[name] for name in ("q_BHQE", "k_BHJE", "v_BHJE"))
     torch.library.opcheck(forward, (*(each.clone().requires_grad_() for each in (q, k, v)), 0.25))
     out, lse = forward(q, k, v, 0.25)
