@@ -144,13 +144,15 @@ def choose(
 
 
 def choose_like(device: str, former: Mapping[str, str], *, dtype: torch.dtype = torch.float32) -> KernelSet:
-    """A former run's kernels where they can run here, `auto` for the others: to sample or judge on another machine."""
-    there = {
-        op: name
+    """A former run's kernels where they can run here, `auto` for the others: to sample or judge on another machine.
+
+    Raises ValueError for names that no machine knows.
+    """
+    wishes = {
+        op: AUTO if (op, name) in TABLE and TABLE[op, name].refuses(device, dtype) is not None else name
         for op, name in former.items()
-        if (op, name) in TABLE and TABLE[op, name].refuses(device, dtype) is None
     }
-    return choose(device, there, dtype=dtype)
+    return choose(device, wishes, dtype=dtype)
 
 
 def _unrepeatable(backend: Backend) -> str | None:
