@@ -8,8 +8,8 @@ import pytest
 from contentv.tests.ranks import RankServer
 
 if not any(Path("/dev").glob("nvidia[0-9]*")):
-    # Without a GPU the Triton kernels are interpreted. Triton reads this once, when anything first imports it, and other
-    # people's libraries do that long before the kernels' tests are reached.
+    # Without a GPU the Triton kernels are interpreted. Triton reads this once, when anything first imports it, and
+    # other people's libraries do that long before the kernels' tests are reached.
     os.environ["TRITON_INTERPRET"] = "1"
 
 
