@@ -32,7 +32,8 @@ void for_each_chunk(int64_t groups, const Chunks& chunks, int64_t rows, int64_t 
   });
 }
 
-/// One row of sums for each group and chunk of rows, added up at the end chunk by chunk.
+/// One row of sums for each group and chunk of rows, added up at the end in pairs, pairs of pairs and so on: an error
+/// then grows with the logarithm of their number.
 template <typename A>
 class ColumnSums {
  public:
@@ -45,14 +46,16 @@ class ColumnSums {
   void finish(const Array& to) {
     const Writer<A> writer(to);
     in_parallel(groups_, 0, [&](int64_t group, char*) {
-      A* total = sums_.get() + group * chunks_ * width_;
-      for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
-        const A* more = of(group, chunk);
-        sweep<A>(width_, [&](int64_t at, auto part) {
-          store(total + at, load(total + at, part) + load(more + at, part), part);
-        });
+      for (int64_t apart = 1; apart < chunks_; apart *= 2) {
+        for (int64_t chunk = 0; chunk + apart < chunks_; chunk += 2 * apart) {
+          A* total = of(group, chunk);
+          const A* more = of(group, chunk + apart);
+          sweep<A>(width_, [&](int64_t at, auto part) {
+            store(total + at, load(total + at, part) + load(more + at, part), part);
+          });
+        }
       }
-      writer.write(group * width_, width_, total);
+      writer.write(group * width_, width_, of(group, 0));
     });
   }
 
