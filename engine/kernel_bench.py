@@ -139,6 +139,9 @@ def _measure_case(op: str, book, case: Case, wanted: KernelBenchmark, roof: Roof
     ]
     torch.compiler.reset()  # of the rival: it gives up after eight cases
     calls: dict[str, _Calls] = {}
+    for name in wanted.backends:
+        if (op, name) in TABLE and (reason := TABLE[op, name].refuses(wanted.device.type, wanted.dtype)):
+            yield Row(op=op, case=case.name, direction="forward", backend=name, dtype=str(wanted.dtype), refused=reason)
     for name, load in _candidates(op, wanted).items():
         try:
             calls[name] = _prepare(load(), sets)

@@ -80,7 +80,7 @@ def device() -> str:
 def backend():
     """backend(op, name, dtype): that implementation; the test is skipped where it cannot run, on such tensors."""
 
-    def load(op: str, name: str, dtype: torch.dtype = torch.float32) -> Callable:
+    def load(op: str, name: str, dtype: torch.dtype | None = torch.float32) -> Callable:
         if (op, name) not in TABLE:
             pytest.skip(f"{op} has no backend {name}")
         if reason := refusal(op, name, dtype):

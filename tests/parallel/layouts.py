@@ -6,9 +6,15 @@ import torch
 
 RUN = "contentv.tests.parallel.layout_programs:run"
 
-TOLERANCES = {"losses": 1e-5, "grad_norms": 1e-5, "gradients": 1e-4, "weights": 1e-5, "averages": 1e-5, "copies": 0.0}
+TOLERANCES = {
+    "losses": 1e-5, "grad_norms": 1e-5, "gradients": 1e-4, "weights": 3e-5, "averages": 3e-5, "weights together": 1e-5,
+    "averages together": 1e-5, "copies": 0.0,
+}  # fmt: skip
 """Relative, fp32 sums in another order. Series step by step; gradients of the first step and weights after the last
-tensor by tensor; copies: by how much ranks differ in what they all should hold."""
+tensor by tensor; copies: by how much ranks differ in what they all should hold.
+
+Weights are judged together (root of the mean square of the tensors' errors), and one by one more loosely: Adam makes a
+whole step of the sign of a gradient near zero, and in a bias of few elements one turned sign is chance."""
 
 Worst = dict[str, tuple[float, str]]
 """What was compared -> the worst relative difference, and where."""
@@ -53,7 +59,10 @@ def differences(found: dict, expected: dict) -> Worst:
         worst[series] = max((abs(one - other) / abs(other), f"step {step}") for step, (one, other) in pairs)
     for kind in ("gradients", "weights", "averages"):
         assert found[kind].keys() == expected[kind].keys(), found[kind].keys() ^ expected[kind].keys()
-        worst[kind] = max((error, name) for name, error in errors(found, expected, kind, 1e-6).items())
+        each = errors(found, expected, kind, 1e-6)
+        worst[kind] = max((error, name) for name, error in each.items())
+        if kind != "gradients":
+            worst[f"{kind} together"] = quadratic_mean(each), "all tensors"
     return worst
 
 
