@@ -12,9 +12,15 @@ import torch
 from .toolchains import native_library
 
 
-@cache
 def install() -> str | None:
     """Makes the arena torch's CPU allocator, for the whole process. Returns why not; None if it is."""
+    arena = _arena()
+    return arena if isinstance(arena, str) else None
+
+
+@cache
+def _arena() -> ctypes.CDLL | str:
+    """The library by which torch now allocates, or why it does not."""
     found = native_library("memory")
     if found is None:
         return "csrc/memory is not built: install the engine where a C++ compiler is, and read what setup.py says"
@@ -28,16 +34,12 @@ def install() -> str | None:
         return f"csrc/memory was built for torch {built}, and this is {present}: install the engine again"
     if not library.contentv_memory_install():
         return "the system grants no addresses for as much memory as the machine has (vm.overcommit_memory, ulimit -v)"
-    _installed.append(library)
-    return None
-
-
-_installed: list[ctypes.CDLL] = []
-"""The library, once torch allocates by it."""
+    return library
 
 
 def clear(tensor: torch.Tensor) -> None:
     """Zeros in a contiguous tensor. In the arena its pages go back, and are there again as they are written to."""
     size = tensor.numel() * tensor.element_size()
-    if not (tensor.is_cpu and _installed and _installed[0].contentv_memory_clear(tensor.data_ptr(), size)):
+    arena = _arena() if tensor.is_cpu else ""
+    if isinstance(arena, str) or not arena.contentv_memory_clear(tensor.data_ptr(), size):
         tensor.zero_()

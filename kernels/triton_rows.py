@@ -141,3 +141,26 @@ def row_moments(first, second, epsilon, WIDTH: tl.constexpr, HEAD: tl.constexpr,
     apart, apart_tail = first - mean, tl.where(tail < WIDTH, second - mean, 0.0)
     variance = row_sums(apart * apart, apart_tail * apart_tail) / WIDTH
     return mean, 1.0 / tl.sqrt_rn(variance + epsilon)
+
+
+@triton.jit
+def modulated(
+    first, second, row_mean, row_reciprocal, shift, scale, sample, shift_b, shift_d, scale_b, scale_d,
+    WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Rows normalised by their moments, times 1 + scale, plus shift: the forward of a modulated LayerNorm."""
+    scale_first, scale_second = load_row(scale + sample * scale_b, scale_d, WIDTH, HEAD, TAIL)
+    shift_first, shift_second = load_row(shift + sample * shift_b, shift_d, WIDTH, HEAD, TAIL)
+    first = (first - row_mean) * row_reciprocal * (1.0 + scale_first) + shift_first
+    second = (second - row_mean) * row_reciprocal * (1.0 + scale_second) + shift_second
+    return first, second
+
+
+@triton.jit
+def through_norm(d_first, d_second, n_first, n_second, row_reciprocal, WIDTH: tl.constexpr):
+    """The gradient of rows before a LayerNorm, from that of the normalised rows n."""
+    level = row_sums(d_first, d_second) / WIDTH
+    slope = row_sums(d_first * n_first, d_second * n_second) / WIDTH
+    d_first = (d_first - level - n_first * slope) * row_reciprocal
+    d_second = (d_second - level - n_second * slope) * row_reciprocal
+    return d_first, d_second

@@ -1,7 +1,7 @@
 """Weight gradients added straight to megatron's gradient buffers, without a tensor of their own in between.
 
-megatron-core's linears can do that through an extension of apex, fused_weight_gradient_mlp_cuda. These are that
-module's two functions on torch's own products, for any device; parallel/megatron.py puts them in its place.
+megatron-core's linears can do that through an extension of apex, fused_weight_gradient_mlp_cuda. This is that
+module's function for fp32 buffers on torch's own products, for any device; parallel/megatron.py puts it in its place.
 """
 
 import torch
@@ -16,7 +16,3 @@ def wgrad_gemm_accum_fp32(x_NI: Tensor, d_y_NO: Tensor, main_grad_OI: Tensor) ->
         torch.addmm(main_grad_OI, d_y_NO.t(), x_NI, out_dtype=main_grad_OI.dtype, out=main_grad_OI)
     else:  # torch has no product of 16 bits into 32 on a CPU
         main_grad_OI.add_(d_y_NO.t() @ x_NI)
-
-
-wgrad_gemm_accum_fp16 = wgrad_gemm_accum_fp32
-"""For buffers of 16 bits, which this engine has none of."""

@@ -19,13 +19,14 @@ from ..compilation import KINDS, Compilation, Config, Launch, compilations, on_m
 from ..triton_rows import (
     load_row,
     load_rows,
+    modulated,
     programs_sharing,
     row_moments,
-    row_sums,
     store_row_sums,
     store_rows,
     strides,
     sum_partials,
+    through_norm,
     two_parts,
 )
 from .operator import operator
@@ -44,10 +45,10 @@ def _forward(
     place = row * samples + sample
     tl.store(mean + place, row_mean, mask=there)
     tl.store(reciprocal + place, row_reciprocal, mask=there)
-    scale_first, scale_second = load_row(scale + sample * scale_b, scale_d, WIDTH, HEAD, TAIL)
-    shift_first, shift_second = load_row(shift + sample * shift_b, shift_d, WIDTH, HEAD, TAIL)
-    first = (first - row_mean) * row_reciprocal * (1.0 + scale_first) + shift_first
-    second = (second - row_mean) * row_reciprocal * (1.0 + scale_second) + shift_second
+    first, second = modulated(
+        first, second, row_mean, row_reciprocal, shift, scale, sample, shift_b, shift_d, scale_b, scale_d,
+        WIDTH, HEAD, TAIL,
+    )  # fmt: skip
     store_rows(out + place * WIDTH, first, second, there, WIDTH, HEAD, TAIL)
 
 
@@ -73,10 +74,7 @@ def _backward(
         shift_first, shift_second = shift_first + d_first, shift_second + d_second
         scale_sum_first, scale_sum_second = scale_sum_first + d_first * n_first, scale_sum_second + d_second * n_second
         d_first, d_second = d_first * (1.0 + scale_first), d_second * (1.0 + scale_second)
-        level = row_sums(d_first, d_second) / WIDTH
-        slope = row_sums(d_first * n_first, d_second * n_second) / WIDTH
-        d_first = (d_first - level - n_first * slope) * row_reciprocal
-        d_second = (d_second - level - n_second * slope) * row_reciprocal
+        d_first, d_second = through_norm(d_first, d_second, n_first, n_second, row_reciprocal, WIDTH)
         store_rows(d_x + place * WIDTH, d_first, d_second, there, WIDTH, HEAD, TAIL)
     place = (program * samples + sample) * WIDTH
     store_row_sums(partials + place, shift_first, shift_second, WIDTH, HEAD, TAIL)

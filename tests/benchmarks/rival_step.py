@@ -9,14 +9,11 @@ with what is needed to repeat them. Below 1 the engine is better.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +35,15 @@ def main() -> None:
     sizes = {name: getattr(options, name) for name in SIZES}
     with tempfile.TemporaryDirectory() as folder:
         result = compare(prepare(Path(folder), sizes), options.rounds, options.steps)
-    result = {"shape": sizes | {"batch": 1, "position": "sincos3d", "dtype": "fp32"}} | result | circumstances()
+    import torch
+
+    from contentv.engine.circumstances import circumstances
+
+    result = (
+        {"shape": sizes | {"batch": 1, "position": "sincos3d", "dtype": "fp32"}}
+        | result
+        | vars(circumstances(torch.device("cpu")))
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"time {result['time_ratio']:.3f}, memory {result['memory_ratio']:.3f} of the rival's: {options.out}")
@@ -160,21 +165,6 @@ def peak_mib() -> float:
     """Largest resident memory of this process alone; getrusage would begin at its parent's."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**10
-
-
-def circumstances() -> dict:
-    import torch
-
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
-    return {
-        "command": " ".join(["python", str(Path(__file__).resolve().relative_to(ROOT)), *sys.argv[1:]]),
-        "hardware": f"{models[0].split(': ')[1]}, {os.cpu_count()} cores, {platform.machine()}",
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-    }
 
 
 def parser() -> argparse.ArgumentParser:

@@ -80,9 +80,9 @@ def test_a_library_for_another_torch_is_refused(monkeypatch):
     if host_memory.install():
         pytest.skip(host_memory.install())
     monkeypatch.setattr(torch, "__version__", "9.9.9")
-    assert "and this is 9.9.9: install the engine again" in host_memory.install.__wrapped__()
+    assert "and this is 9.9.9: install the engine again" in host_memory._arena.__wrapped__()
 
 
 def test_without_the_library_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(host_memory, "native_library", lambda _name: None)
-    assert "csrc/memory is not built" in host_memory.install.__wrapped__()
+    assert "csrc/memory is not built" in host_memory._arena.__wrapped__()
