@@ -66,6 +66,8 @@ INSTRUCTION_SETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma",
 }
 """Flags for each; the linker takes a function that several objects hold from the first, which any processor can run."""
+MATRIX_UNIT = f"{INSTRUCTION_SETS['avx512']} -mamx-tile -mamx-bf16"
+"""Flags for the sources named *_amx.cpp: what only a processor with a matrix unit runs."""
 
 
 PROBE = "typedef float V __attribute__((vector_size(16))); V f(V a, V b) { return a < b ? a : b; }"
@@ -78,6 +80,11 @@ def compiler() -> list[str] | None:
         if shutil.which(command[0]):
             return command
     return None
+
+
+def compiles(flags: list[str], source: str) -> bool:
+    command = [*compiler(), *COMPILE, *flags, "-fsyntax-only", "-xc++", "-"]
+    return subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
 
 
 def extra_flags() -> list[str]:
@@ -98,8 +105,7 @@ def native_refusal() -> str | None:
         return f"it is built on Linux only, not on {sys.platform}"
     if compiler() is None:
         return "there is no C++ compiler: install g++, or name one in CXX"
-    probe = subprocess.run([*compiler(), *COMPILE, "-fsyntax-only", "-xc++", "-"], input=PROBE, text=True)
-    if probe.returncode:
+    if not compiles([], PROBE):
         return f"{compiler()[0]} is too old (C++20 and vector extensions are needed): name a newer one in CXX"
     folder = torch_folder()
     if folder is None:
@@ -160,17 +166,19 @@ class BuildNative(build_ext):
     def _compilations(self, objects: Path) -> list[list[str]]:
         x86 = platform.machine() in ("x86_64", "AMD64")
         sets = INSTRUCTION_SETS if x86 else {"baseline": ""}
+        amx = {"amx": MATRIX_UNIT} if x86 and compiles(MATRIX_UNIT.split(), "") else {}
         kernels = sorted(path for path in NATIVE.glob("*.cpp") if path.name != "binding.cpp")
         binding = NATIVE / "binding.cpp"
         flags = [*COMPILE, *extra_flags()]
         commands = []
-        for name, more in sets.items():
-            for source in kernels:
+        for source in kernels:
+            for name, more in (amx if source.stem.endswith("_amx") else sets).items():
                 target = objects / f"{source.stem}.{name}.o"
                 named = [*flags, *more.split(), f"-DCONTENTV_INSTRUCTIONS={name}", "-c", str(source), "-o", str(target)]
                 commands.append([*compiler(), *named])
         target = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
         headers = ["-isystem", str(torch_folder() / "include"), target, *(["-DCONTENTV_X86"] if x86 else [])]
+        headers += ["-DCONTENTV_AMX"] if amx else []
         bound = [*flags, *headers, "-c", str(binding), "-o", str(objects / "binding.o")]
         return [[*compiler(), *bound], *commands]
 

@@ -72,7 +72,7 @@ def measure_block(wanted: BlockBenchmark) -> BlockMeasurement:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted.precision]
     kernels = choose(mesh.device.type, wanted.wish, dtype=dtype, repeatable=wanted.repeatable)
     with mesh.device:
-        block = Block(wanted.model, LayerFactory(mesh, dtype), kernels, layer=0)
+        block = Block(wanted.model, LayerFactory(mesh, dtype, kernels.product_of_its_own()), kernels, layer=0)
         for parameter in block.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
     video, text = prod(wanted.grid), wanted.text_tokens

@@ -24,6 +24,11 @@ kernels = _load()
 """torch.ops.contentv_native: an operator for each kernel, which fills outputs already allocated."""
 
 
+def matrix_unit_refusal() -> str | None:
+    """Why products of fp32 cannot be left to the processor's matrix unit (AMX); None if they can."""
+    return kernels.matrix_unit_refusal() or None
+
+
 def instructions(name: str = "") -> str:
     """The instruction set in use; with a name, after changing to that one.
 

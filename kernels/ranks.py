@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 OPERATIONS = (
+    "matrix_product",
     "joint_attention",
     "qk_norm_rope",
     "modulated_norm",
@@ -25,15 +26,17 @@ DEVICE_TYPES = ("cpu", "cuda", "npu")
 Ranks = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 _CPU = {op: ("cpu_native", "reference") for op in OPERATIONS} | {
+    "matrix_product": ("cpu_amx", "torch_blas", "cpu_native", "reference"),
     "joint_attention": ("cpu_native", "sdpa_flash_cpu", "reference"),
     "adamw": ("cpu_native", "torch_fused", "reference"),
 }
 _CUDA = {op: ("gpu_triton", "reference") for op in OPERATIONS} | {
+    "matrix_product": ("torch_blas", "reference"),
     "joint_attention": ("flash_attn", "gpu_triton", "sdpa_cudnn", "sdpa_flash", "reference"),
     "gradient_norm": ("gpu_cuda", "gpu_triton", "reference"),
     "adamw": ("gpu_cuda", "gpu_triton", "torch_fused", "apex", "reference"),
 }
-_NPU = {op: ("reference",) for op in OPERATIONS}
+_NPU = {op: ("reference",) for op in OPERATIONS} | {"matrix_product": ("torch_blas", "reference")}
 
 RANKS: Ranks = MappingProxyType(
     {"cpu": MappingProxyType(_CPU), "cuda": MappingProxyType(_CUDA), "npu": MappingProxyType(_NPU)}

@@ -21,6 +21,7 @@ from . import (
     gated_residual_norm,
     gradient_norm,
     joint_attention,
+    matrix_product,
     mlp_gelu,
     modulated_norm,
     qk_norm_rope,
@@ -32,6 +33,7 @@ from .ranks import OPERATIONS, RANKS, Ranks
 Table = Mapping[tuple[str, str], Backend]
 
 _PACKAGES = (
+    matrix_product,
     joint_attention,
     qk_norm_rope,
     modulated_norm,
@@ -73,6 +75,7 @@ class Choice:
 class KernelSet:
     """One function for each operation, chosen once. What each promises stands in its package's contract."""
 
+    matrix_product: matrix_product.MatrixProduct
     joint_attention: joint_attention.JointAttention
     qk_norm_rope: qk_norm_rope.QkNormRope
     modulated_norm: modulated_norm.ModulatedNorm
@@ -90,6 +93,10 @@ class KernelSet:
     def report(self) -> tuple[Choice, ...]:
         """Operation -> backend -> why not the others, for the start-up table."""
         return self.rows
+
+    def product_of_its_own(self) -> matrix_product.MatrixProduct | None:
+        """The product for linears that would call torch's themselves; None where that is the one chosen."""
+        return None if self.choices()["matrix_product"] == "torch_blas" else self.matrix_product
 
     def choices(self) -> dict[str, str]:
         """Operation -> backend: goes into the resolved config and the checkpoint, and back into `choose`."""

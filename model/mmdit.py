@@ -33,7 +33,7 @@ class MMDiT(ShardedModule):
                  recomputed: Recompute = "none", recomputed_blocks: int = 0, stage: Stage | None = None):  # fmt: skip
         """`recomputed_blocks`: how many of the stage's blocks, the first ones, recompute; 0: all of them."""
         super().__init__(config)
-        layers = LayerFactory(mesh, dtype)
+        layers = LayerFactory(mesh, dtype, kernels.product_of_its_own())
         self.mesh, self.kernels, self.dtype = mesh, kernels, dtype
         self.stage = stage = stage or Stage(0, config.layers, config.layers)
         if stage.is_first:

@@ -11,7 +11,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.joint_attention import JointAttention
+from ..kernels.matrix_product import MatrixProduct
 from .attention import ContextAttention
+from .linear import linear
 from .megatron import (
     ColumnParallelLinear,
     LocalNonpersistentObject,
@@ -36,11 +38,14 @@ class ColumnLinear(ColumnParallelLinear):
     Forward copies x to every rank (or gathers sequence shards); backward adds the ranks' input gradients.
     """
 
+    product: MatrixProduct | None = None
+    """Instead of torch's, which megatron calls."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[0]
 
     def _forward_impl(self, *arguments, **keywords):
-        return super()._forward_impl(*arguments, **_for_compiler(self, keywords))
+        return _multiply(self, super()._forward_impl, arguments, keywords)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         return _whole_units(super().sharded_state_dict(prefix, sharded_offsets, metadata), self, prefix)
@@ -52,22 +57,26 @@ class RowLinear(RowParallelLinear):
     Forward adds the ranks' products (or scatters the sum along the sequence); backward copies (or gathers).
     """
 
+    product: MatrixProduct | None = None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[0]
 
     def _forward_impl(self, *arguments, **keywords):
-        return super()._forward_impl(*arguments, **_for_compiler(self, keywords))
+        return _multiply(self, super()._forward_impl, arguments, keywords)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         return _whole_units(super().sharded_state_dict(prefix, sharded_offsets, metadata), self, prefix)
 
 
-def _for_compiler(linear: ColumnParallelLinear | RowParallelLinear, keywords: dict) -> dict:
-    """megatron's arguments of a product, such that torch.compile can follow."""
-    # megatron leaves the group out where nothing is sent, then warns: a warning cannot be traced. Nor can a backward
-    # that writes into a buffer; a compiled product's weight gradient is added to it by megatron's hook instead.
+def _multiply(layer: ColumnParallelLinear | RowParallelLinear, megatrons: Callable, arguments: tuple, keywords: dict):
+    """What megatron's linears do between their messages: by our kernel where it would send none meanwhile."""
+    # torch.compile cannot trace a backward that writes into a buffer: megatron's hook adds the gradient instead.
     fused = keywords["gradient_accumulation_fusion"] and not torch.compiler.is_compiling()
-    return keywords | {"tp_group": linear.tp_group, "gradient_accumulation_fusion": fused}
+    if layer.product and not keywords["allreduce_dgrad"] and not keywords["sequence_parallel"]:
+        return linear(keywords["input"], keywords["weight"], keywords["bias"], layer.product, fused=fused)
+    # megatron leaves the group out where nothing is sent, then warns: a warning cannot be traced.
+    return megatrons(*arguments, **keywords | {"tp_group": layer.tp_group, "gradient_accumulation_fusion": fused})
 
 
 def is_linear(module: torch.nn.Module) -> bool:
@@ -97,6 +106,8 @@ class LayerFactory:
 
     mesh: Mesh
     dtype: torch.dtype
+    product: MatrixProduct | None = None
+    """Multiplies where megatron's linears would call torch's; None leaves it to them."""
 
     def column(self, inputs: int, outputs: int, *, heads: int = 0, bias_apart: bool = False) -> ColumnLinear:
         """A column linear. `heads`: the rows are so many equal units that ranks hold whole; where they do not divide,
@@ -118,6 +129,7 @@ class LayerFactory:
         )  # fmt: skip
         set_tensor_model_parallel_attributes(layer.weight, True, 1, 1)
         layer.weight.units = heads
+        layer.product = self.product
         return layer
 
     def replicated(self, inputs: int, outputs: int, *, on_sequence: bool = True) -> torch.nn.Linear:
@@ -142,6 +154,7 @@ class LayerFactory:
         )  # fmt: skip
         set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
         layer.weight.units = layer.bias.units = heads
+        layer.product = self.product
         return layer
 
     def _padded(self, size: int, units: int) -> int:

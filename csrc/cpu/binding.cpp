@@ -102,6 +102,27 @@ std::string instructions(std::string name) {
   return chosen_set().name;
 }
 
+/// Why products cannot be left to the matrix unit; empty if they can.
+std::string matrix_unit_refusal() {
+#ifdef CONTENTV_AMX
+  const char* reason = amx::refusal();
+  return reason ? reason : "";
+#else
+  return "csrc/cpu was built without it: for x86-64, by a compiler that knows AMX";
+#endif
+}
+
+void matrix_product(Tensor left, Tensor right, std::optional<Tensor> bias, Tensor out, bool add) {
+  kernels().matrix_product(array_of(left), array_of(right), array_of(bias), array_of(out), add);
+}
+
+void matrix_product_amx(Tensor left, Tensor right, std::optional<Tensor> bias, Tensor out, bool add) {
+  if (const std::string reason = matrix_unit_refusal(); !reason.empty()) throw std::invalid_argument(reason);
+#ifdef CONTENTV_AMX
+  amx::matrix_product(array_of(left), array_of(right), array_of(bias), array_of(out), add);
+#endif
+}
+
 void joint_attention(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor lse) {
   kernels().joint_attention(array_of(q), array_of(k), array_of(v), scale, array_of(out), array_of(lse));
 }
@@ -233,6 +254,9 @@ void run_tasks(int64_t tasks, int64_t bytes, void (*task)(void*, int64_t, void*)
 
 STABLE_TORCH_LIBRARY(contentv_native, library) {
   library.def("instructions(str name) -> str");
+  library.def("matrix_unit_refusal() -> str");
+  library.def("matrix_product(Tensor left, Tensor right, Tensor? bias, Tensor(a!) out, bool add) -> ()");
+  library.def("matrix_product_amx(Tensor left, Tensor right, Tensor? bias, Tensor(a!) out, bool add) -> ()");
   library.def("joint_attention(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
   library.def(
       "joint_attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
@@ -280,9 +304,12 @@ STABLE_TORCH_LIBRARY(contentv_native, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(contentv_native, CompositeExplicitAutograd, library) {
   library.impl("instructions", TORCH_BOX(&contentv::instructions));
+  library.impl("matrix_unit_refusal", TORCH_BOX(&contentv::matrix_unit_refusal));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(contentv_native, CPU, library) {
+  library.impl("matrix_product", TORCH_BOX(&contentv::matrix_product));
+  library.impl("matrix_product_amx", TORCH_BOX(&contentv::matrix_product_amx));
   library.impl("joint_attention", TORCH_BOX(&contentv::joint_attention));
   library.impl("joint_attention_backward", TORCH_BOX(&contentv::joint_attention_backward));
   library.impl("modulated_norm", TORCH_BOX(&contentv::modulated_norm));

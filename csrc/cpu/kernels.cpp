@@ -5,6 +5,7 @@
 namespace contentv::CONTENTV_INSTRUCTIONS {
 
 const Kernels kernels = {
+    matrix_product,
     joint_attention,
     joint_attention_backward,
     qk_norm_rope,

@@ -66,10 +66,12 @@ using FlowLoss = void(
 using FlowLossBackward = void(
     const Array& d_loss, const Array& velocity, const Array& x0, const Array& noise, const Array& weight,
     int64_t first_token, const Array& d_velocity);
+using MatrixProduct = void(const Array& left, const Array& right, const Array& bias, const Array& out, bool add);
 using GradientNorm = void(const Arrays& gradients, const Array& squared);
 using AdamW = void(const AdamWState& state, const Array& clip_factor, const AdamWNumbers& numbers);
 
 struct Kernels {
+  MatrixProduct* matrix_product;
   JointAttention* joint_attention;
   JointAttentionBackward* joint_attention_backward;
   QkNormRope* qk_norm_rope;
@@ -98,9 +100,16 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+/// What the matrix unit of some processors is for; no set of all kernels.
+namespace amx {
+MatrixProduct matrix_product;
+/// Why this process cannot use it; nullptr if it can.
+const char* refusal();
+}  // namespace amx
 
 #ifdef CONTENTV_INSTRUCTIONS
 namespace CONTENTV_INSTRUCTIONS {
+MatrixProduct matrix_product;
 JointAttention joint_attention;
 JointAttentionBackward joint_attention_backward;
 QkNormRope qk_norm_rope;

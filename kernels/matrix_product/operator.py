@@ -1,0 +1,48 @@
+"""matrix_product as torch.library operators: what a backend's kernel takes and fills."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..operator import define, define_in_place
+from . import MatrixProduct
+
+
+class Kernel(Protocol):
+    def __call__(self, left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None, out_NO: Tensor, add: bool) -> None:
+        """out is contiguous; `add`: it holds what the product is added to. The factors have any strides."""
+
+
+def operator(backend: str, kernel: Kernel) -> MatrixProduct:
+    """The operation by one backend's kernel."""
+
+    def fill(left_NI, right_IO, bias_O, out_NO):
+        kernel(left_NI, right_IO, bias_O, out_NO, False)
+
+    def add(left_NI, right_IO, sum_NO):
+        kernel(left_NI, right_IO, None, sum_NO, True)
+
+    multiply = define(
+        f"matrix_product_{backend}", "(Tensor left, Tensor right, Tensor? bias) -> Tensor", _outputs, fill
+    )
+    multiply_add = define_in_place(
+        f"matrix_product_{backend}_add", "(Tensor left, Tensor right, Tensor(a!) sum) -> ()", add
+    )
+
+    @torch.no_grad()
+    def matrix_product(
+        left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None = None, sum_NO: Tensor | None = None
+    ) -> Tensor:
+        if sum_NO is None:
+            return multiply(left_NI, right_IO, bias_O)
+        if bias_O is not None:
+            raise ValueError("matrix_product is given a bias and a sum: add the bias to the sum, or leave one out")
+        multiply_add(left_NI, right_IO, sum_NO)
+        return sum_NO
+
+    return matrix_product
+
+
+def _outputs(left_NI, right_IO, _bias_O):
+    return left_NI.new_empty(left_NI.shape[0], right_IO.shape[1])

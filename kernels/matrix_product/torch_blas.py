@@ -1,0 +1,19 @@
+"""The product as torch makes it: by the library of the device's vendor, in the dtype of the factors."""
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def matrix_product(
+    left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None = None, sum_NO: Tensor | None = None
+) -> Tensor:
+    if bias_O is not None and sum_NO is not None:
+        raise ValueError("matrix_product is given a bias and a sum: add the bias to the sum, or leave one out")
+    if sum_NO is None:
+        return left_NI @ right_IO if bias_O is None else left_NI @ right_IO + bias_O.to(left_NI.dtype)
+    if left_NI.dtype == sum_NO.dtype:
+        return sum_NO.addmm_(left_NI, right_IO)
+    if left_NI.is_cuda:
+        return torch.addmm(sum_NO, left_NI, right_IO, out_dtype=sum_NO.dtype, out=sum_NO)
+    return sum_NO.add_(left_NI @ right_IO)  # torch has no product of 16 bits into 32 on a CPU
