@@ -160,7 +160,7 @@ def _place() -> tuple[str, bool]:
         while frame is not None and frame.f_code.co_filename == __file__:
             frame = frame.f_back
         if frame is not None:
-            places[ident] = _communication(frame) or _handle(frame), frame
+            places[ident] = _communication(frame) or _handle(frame, frame.f_lineno), frame
     # Backward runs in threads of autograd's on an accelerator: any that communicates speaks for the rank.
     for waits_in, _ in places.values():
         if waits_in:
@@ -179,9 +179,9 @@ def _communication(frame: FrameType | None) -> str | None:
     return name
 
 
-def _handle(frame: FrameType) -> str | None:
+def _handle(frame: FrameType, number: int) -> str | None:
     """Where a collective that was started earlier is waited for: its handle's method has no frame of its own."""
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    line = linecache.getline(frame.f_code.co_filename, number)
     return f"{_function(frame)}, for a collective it had started" if ".wait()" in line else None
 
 
@@ -190,12 +190,13 @@ def _function(frame: FrameType) -> str:
 
 
 def _failed(traceback: TracebackType | None) -> str | None:
-    """The communication function that an error came out of; None if it came from elsewhere."""
+    """The communication function, or the wait for a collective, that an error came out of; None if from elsewhere."""
+    innermost = None
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename.endswith(COMMUNICATION):
             return traceback.tb_frame.f_code.co_name
-        traceback = traceback.tb_next
-    return None
+        innermost, traceback = traceback, traceback.tb_next
+    return _handle(innermost.tb_frame, innermost.tb_lineno) if innermost else None
 
 
 def _first_line(error: Exception) -> str:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from contentv.engine.metrics import METRICS_FILE, read_metrics
-from contentv.parallel.watch import PERIOD, Sighting, Watch
+from contentv.parallel.watch import PERIOD, Sighting, Watch, _failed
 from tests.engine.small_run import write_shards
 
 LIMIT = 8
@@ -66,6 +68,7 @@ def test_the_rank_that_holds_the_other_up_is_named(ranks, blow):
     struck = time.monotonic()
     _, said = first.communicate(timeout=PATIENCE)
     assert first.returncode == 1 and time.monotonic() - struck < LIMIT + 20
+    assert "error: " in said, said
     message = said[said.rindex("error: ") :].strip()
     assert "Traceback" not in message and "\n" not in message
     # Which rank, in which step and phase; and the collective in which this one waits.
@@ -83,6 +86,23 @@ class Store(dict):
 
     def set(self, key, value):
         self[key] = value
+
+
+def test_a_failed_wait_for_a_collective_is_told_as_one():
+    """megatron starts its reduction of input gradients and waits for it later, in a file that mostly computes."""
+    watch = watch_of_three({1: {"ago": 60}, 2: {}})
+
+    def backward():
+        handle = SimpleNamespace(wait=partial(int, "closed by peer"))  # fails without a frame of Python's, as theirs does
+        handle.wait()
+
+    with pytest.raises(ValueError, match="closed by peer") as raised:
+        backward()
+    assert "test_lost_ranks.py:backward, for a collective" in _failed(raised.value.__traceback__)
+    with pytest.raises(ValueError) as elsewhere:
+        int("a rank")
+    assert _failed(elsewhere.value.__traceback__) is None
+    assert "rank 0 failed in" in watch.report("backward")
 
 
 def watch_of_three(seen: dict[int, dict]) -> Watch:
