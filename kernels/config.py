@@ -12,7 +12,8 @@ class KernelConfig:
     """The backend of every operation. A wish is met or the run does not start; nothing falls back in silence."""
 
     backend: str = AUTO
-    """For every operation without a wish of its own: auto takes the committed ranks, a name takes that backend."""
+    """For every operation without a wish of its own: auto takes the committed ranks, a name takes that backend wherever
+    an operation has one so named (gpu_triton makes no matrix products: those stay auto)."""
     wish: tuple[str, ...] = ()
     """Single operations, as op=backend: joint_attention=reference."""
     repeatable: bool = True
@@ -40,7 +41,7 @@ class KernelConfig:
     def wishes(self) -> dict[str, str]:
         """Operation -> wished backend (or auto), for every operation: what `registry.choose` takes."""
         own = dict(_split(entry) for entry in self.wish)
-        return {op: own.get(op, self.backend) for op in OPERATIONS}
+        return {op: own.get(op, self.backend if self.backend in backend_names(op) else AUTO) for op in OPERATIONS}
 
 
 def _split(entry: str) -> tuple[str, str]:

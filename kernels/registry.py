@@ -116,8 +116,8 @@ def choose(
 
     Args:
         device: "cpu", "cuda" or "npu" (a torch device's type).
-        wish: "auto", one backend name for every operation, or operation -> backend name or "auto" (operations left
-            out are "auto"). A former run's `KernelSet.choices()` asks for exactly its kernels.
+        wish: "auto", one backend name for every operation that has it, or operation -> backend name or "auto"
+            (operations left out are "auto"). A former run's `KernelSet.choices()` asks for exactly its kernels.
         dtype: of the tokens between the operations; a backend that does not take it is refused.
         repeatable: "auto" takes only backends that give the same bits twice; a name is taken as it is.
         table, ranks: the registry's own unless a test brings others.
@@ -127,7 +127,7 @@ def choose(
     """
     if device not in ranks:
         raise ValueError(f"there are no kernels for device {device!r}; choose one of {', '.join(ranks)}")
-    wishes = dict.fromkeys(OPERATIONS, wish) if isinstance(wish, str) else dict(wish)
+    wishes = _wherever_it_is(wish, table) if isinstance(wish, str) else dict(wish)
     for op in wishes:
         if op not in OPERATIONS:
             raise ValueError(
@@ -160,6 +160,11 @@ def choose_like(device: str, former: Mapping[str, str], *, dtype: torch.dtype = 
         for op, name in former.items()
     }
     return choose(device, wishes, dtype=dtype)
+
+
+def _wherever_it_is(name: str, table: Table) -> dict[str, str]:
+    having = [op for op in OPERATIONS if (op, name) in table]
+    return dict.fromkeys(having or OPERATIONS, name)  # a name that none has is refused as a wish for the first
 
 
 def _unrepeatable(backend: Backend) -> str | None:

@@ -70,7 +70,8 @@ class PackedProduct {
  private:
   // What is packed at once: left's panels lie in the cache that the threads share, right's in a thread's own. A block of
   // the depth is added to the one before.
-  static constexpr int64_t DEPTH = 512, ROWS = 1024, COLUMNS = 128;
+  static constexpr int64_t DEPTH = 512;
+  static constexpr int64_t ROWS = 1024 / Tiling::ROWS * Tiling::ROWS, COLUMNS = 128 / Tiling::COLUMNS * Tiling::COLUMNS;
 
   struct Block {
     int64_t row, rows, at, depth;

@@ -18,6 +18,11 @@ def test_a_single_wish_overrides_the_common_one():
     assert wishes == dict.fromkeys(OPERATIONS, "reference") | {"adamw": "auto"}
 
 
+def test_a_name_is_for_the_operations_that_have_it():
+    wishes = KernelConfig(backend="gpu_triton").wishes()
+    assert wishes.pop("matrix_product") == "auto" and set(wishes.values()) == {"gpu_triton"}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -26,6 +26,7 @@ if native_refusal():
 from contentv.kernels.native import INSTRUCTION_SETS, instructions
 
 DIFFERENTIABLE = {
+    "matrix_product": (),
     "joint_attention": ("q_BHQE", "k_BHJE", "v_BHJE"),
     "qk_norm_rope": ("q_SBHE", "k_SBHE", "q_gain_E", "k_gain_E"),
     "modulated_norm": ("x_SBD", "shift_BD", "scale_BD"),
@@ -301,7 +302,8 @@ def test_the_sanitizers_find_nothing(tmp_path):
     runtimes = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in SANITIZERS]
     running = {**os.environ, "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}
     running.pop("PYTHONPATH", None)
-    tests = ["tests/kernels/test_cpu_native.py", "-k", "not sanitizers and not opcheck"]
+    tests = ["tests/kernels/test_cpu_native.py", "tests/kernels/test_matrix_product.py"]
+    tests += ["-k", "not sanitizers and not opcheck"]
     command = [sys.executable, "-m", "pytest", "-x", *tests]
     child = subprocess.run(command, cwd=copy, env=running, capture_output=True, text=True)
     assert child.returncode == 0 and " passed" in child.stdout, child.stdout[-4000:] + child.stderr[-4000:]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
+from contentv.kernels.registry import TABLE
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.layers import WHOLE, LayerFactory, piece_of, recompute
 from contentv.parallel.mesh import build_mesh
@@ -17,9 +18,15 @@ def mesh():
     return build_mesh(ParallelConfig())
 
 
+@pytest.fixture(params=["megatron's", "ours"])
+def product(request):
+    """What the linears multiply with: torch's products as megatron calls them, or a kernel of ours."""
+    return None if request.param == "megatron's" else TABLE["matrix_product", "reference"].load()
+
+
 @pytest.fixture
-def factory(mesh):
-    return LayerFactory(mesh, torch.float32)
+def factory(mesh, product):
+    return LayerFactory(mesh, torch.float32, product)
 
 
 def drawn(layer: torch.nn.Module) -> torch.nn.Module:
@@ -100,9 +107,9 @@ def test_recomputing_repeats_the_random_state():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_products_weight_gradient_is_added_to_its_buffer(mesh, dtype):
-    """By the product itself, over microbatches; bf16 products are rounded before they are added up in fp32."""
-    layer = LayerFactory(mesh, dtype).column(6, 5)
+def test_a_products_weight_gradient_is_added_to_its_buffer(mesh, product, dtype):
+    """By the product itself, over microbatches; torch rounds bf16 products on a CPU before they are added up in fp32."""
+    layer = LayerFactory(mesh, dtype, product).column(6, 5)
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     layer.weight.main_grad = torch.zeros(5, 6)
     layer.weight.grad_added_to_main_grad = False
@@ -112,7 +119,8 @@ def test_a_products_weight_gradient_is_added_to_its_buffer(mesh, dtype):
     for seed in range(3):
         x, d_y = (torch.randn(7, 2, size, generator=torch.Generator().manual_seed(seed)).to(dtype) for size in (6, 5))
         layer(x.requires_grad_()).backward(d_y)
-        expected += d_y.flatten(0, 1).t() @ x.detach().flatten(0, 1)
+        left, right = (each.detach().flatten(0, 1).to(torch.float32 if product else dtype) for each in (d_y, x))
+        expected += left.t() @ right
     assert layer.weight.grad_added_to_main_grad
     torch.testing.assert_close(layer.weight.main_grad, expected, rtol=1e-6, atol=1e-6)
 
