@@ -11,7 +11,7 @@ from ..kernels.matrix_product import MatrixProduct
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, product: MatrixProduct, *, fused: bool) -> Tensor:
-    """x W^T + b: [..., I] -> [..., O]; `fused`: the weight's gradient is added to weight.main_grad, where that exists."""
+    """x W^T + b: [..., I] -> [..., O]; `fused`: adds the weight's gradient to weight.main_grad, where that exists."""
     return _Linear.apply(x, weight_OI, bias_O, product, fused)
 
 

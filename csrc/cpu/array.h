@@ -32,6 +32,9 @@ struct Arrays {
 /// order, so a task may wait for one of a lower index. Each thread has `bytes` of scratch memory, aligned to 64.
 void run_tasks(int64_t tasks, int64_t bytes, void (*task)(void*, int64_t, void*), void* context);
 
+/// Threads that run_tasks has.
+int64_t thread_count();
+
 /// run_tasks for a lambda taking (index, scratch).
 template <typename Body>
 void in_parallel(int64_t tasks, int64_t bytes, const Body& body) {

@@ -236,10 +236,12 @@ void adamw(
 
 // --- Threads ---------------------------------------------------------------------------------------------------------
 
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
 void run_tasks(int64_t tasks, int64_t bytes, void (*task)(void*, int64_t, void*), void* context) {
   if (tasks <= 0) return;
   std::atomic<int64_t> next{0};
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = thread_count();
   const int64_t workers = threads < tasks ? threads : tasks;
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     const size_t size = static_cast<size_t>(bytes + 63) / 64 * 64;

@@ -46,6 +46,9 @@ Factor<A> factor_of(const Array& array, int index_axis) {
 
 /// Tiling says: A; ROWS and COLUMNS of a tile; panel_bytes(indices, depth); pack_left and pack_right(factor, indices,
 /// depth, to); begin() and end() around a task; multiply(depth, left, right, out, row, add).
+///
+/// A task has a block of the output. It packs what it needs for itself, so that its panels lie in its own core's cache:
+/// a factor packed for all would be read from the cache that cores share, or from memory.
 template <typename Tiling>
 class PackedProduct {
  public:
@@ -55,53 +58,61 @@ class PackedProduct {
       : depth_(depth), left_(left), right_(right), out_(out) {}
 
   void run() const {
-    const int64_t panels = pieces(less_of(left_.count, ROWS), Tiling::ROWS);
-    const int64_t bytes = panels * Tiling::panel_bytes(Tiling::ROWS, less_of(depth_, DEPTH));
-    const std::unique_ptr<char, decltype(&std::free)> memory(static_cast<char*>(std::aligned_alloc(64, bytes)), std::free);
-    if (bytes && !memory) throw std::bad_alloc();
-    for (int64_t row = 0; row < left_.count; row += ROWS) {
+    // As many tasks as keep every thread busy: blocks of rows as long as there are rows enough, else columns too, whose
+    // blocks pack the same rows again. No sum depends on it.
+    const int64_t threads = thread_count(), least = pieces(left_.count, ROWS);
+    const bool has_rows = left_.count >= threads * ROWS / 2;
+    const int64_t row_parts = has_rows ? pieces(least, threads) * threads : least;
+    const int64_t rows = pieces(pieces(left_.count, row_parts), Tiling::ROWS) * Tiling::ROWS;
+    const int64_t column_parts = has_rows ? 1 : pieces(threads, row_parts);
+    const int64_t columns = pieces(pieces(right_.count, column_parts), Tiling::COLUMNS) * Tiling::COLUMNS;
+    const int64_t depth = less_of(depth_, DEPTH);
+    const int64_t left_bytes = rows / Tiling::ROWS * Tiling::panel_bytes(Tiling::ROWS, depth);
+    const int64_t right_bytes = GROUP * Tiling::panel_bytes(Tiling::COLUMNS, depth);
+    const int64_t down = pieces(left_.count, rows), across = pieces(right_.count, columns);
+    in_parallel(down * across, left_bytes + right_bytes, [&](int64_t task, char* memory) {
+      const int64_t row = task % down * rows, column = task / down * columns;
+      Tiling::begin();
       // Without depth there is nothing to add; once through all the same, for the zeros or the bias.
       for (int64_t at = 0; at < depth_ || at == 0; at += DEPTH) {
-        multiply_block({row, less_of(ROWS, left_.count - row), at, less_of(DEPTH, depth_ - at)}, memory.get());
-      }
-    }
-  }
-
- private:
-  // What is packed at once: left's panels lie in the cache that the threads share, right's in a thread's own. A block of
-  // the depth is added to the one before.
-  static constexpr int64_t DEPTH = 512;
-  static constexpr int64_t ROWS = 1024 / Tiling::ROWS * Tiling::ROWS, COLUMNS = 128 / Tiling::COLUMNS * Tiling::COLUMNS;
-
-  struct Block {
-    int64_t row, rows, at, depth;
-  };
-
-  void multiply_block(const Block& block, char* left) const {
-    const int64_t row_tiles = pieces(block.rows, Tiling::ROWS);
-    const int64_t left_panel = Tiling::panel_bytes(Tiling::ROWS, block.depth);
-    const int64_t right_panel = Tiling::panel_bytes(Tiling::COLUMNS, block.depth);
-    in_parallel(row_tiles, 0, [&](int64_t tile, char*) {
-      const Factor<A> part = left_.from(block.row + tile * Tiling::ROWS, block.at);
-      Tiling::pack_left(part, less_of(Tiling::ROWS, part.count), block.depth, left + tile * left_panel);
-    });
-    const int64_t bytes = COLUMNS / Tiling::COLUMNS * right_panel;
-    in_parallel(pieces(right_.count, COLUMNS), bytes, [&](int64_t task, char* right) {
-      const int64_t first = task * COLUMNS, tiles = pieces(less_of(COLUMNS, right_.count - first), Tiling::COLUMNS);
-      Tiling::begin();
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const Factor<A> part = right_.from(first + tile * Tiling::COLUMNS, block.at);
-        Tiling::pack_right(part, less_of(Tiling::COLUMNS, part.count), block.depth, right + tile * right_panel);
-      }
-      for (int64_t r = 0; r < row_tiles; ++r) {
-        for (int64_t c = 0; c < tiles; ++c) {
-          const int64_t row = block.row + r * Tiling::ROWS, column = first + c * Tiling::COLUMNS;
-          prefetch(c + 1 < tiles ? row : row + Tiling::ROWS, c + 1 < tiles ? column + Tiling::COLUMNS : first);
-          multiply_tile(block, left + r * left_panel, right + c * right_panel, row, column);
-        }
+        multiply_block({row, less_of(row + rows, left_.count), column, less_of(column + columns, right_.count), at,
+                        less_of(DEPTH, depth_ - at)},
+                       memory, memory + left_bytes);
       }
       Tiling::end();
     });
+  }
+
+ private:
+  // What a task packs at once: half a core's second cache of left, and so many tiles of right. A block of the depth is
+  // added to the one before.
+  static constexpr int64_t DEPTH = 512, ROWS = 512, GROUP = 2;
+
+  struct Block {
+    int64_t row, row_end, column, column_end, at, depth;
+  };
+
+  void multiply_block(const Block& block, char* left, char* right) const {
+    const int64_t left_panel = Tiling::panel_bytes(Tiling::ROWS, block.depth);
+    const int64_t right_panel = Tiling::panel_bytes(Tiling::COLUMNS, block.depth);
+    for (int64_t row = block.row, panel = 0; row < block.row_end; row += Tiling::ROWS, ++panel) {
+      const int64_t count = less_of(Tiling::ROWS, block.row_end - row);
+      Tiling::pack_left(left_.from(row, block.at), count, block.depth, left + panel * left_panel);
+    }
+    for (int64_t first = block.column; first < block.column_end; first += GROUP * Tiling::COLUMNS) {
+      const int64_t end = less_of(first + GROUP * Tiling::COLUMNS, block.column_end);
+      for (int64_t column = first, panel = 0; column < end; column += Tiling::COLUMNS, ++panel) {
+        const int64_t count = less_of(Tiling::COLUMNS, end - column);
+        Tiling::pack_right(right_.from(column, block.at), count, block.depth, right + panel * right_panel);
+      }
+      for (int64_t row = block.row, left_at = 0; row < block.row_end; row += Tiling::ROWS, left_at += left_panel) {
+        for (int64_t column = first, right_at = 0; column < end; column += Tiling::COLUMNS, right_at += right_panel) {
+          const bool is_last = column + Tiling::COLUMNS >= end;
+          prefetch(is_last ? row + Tiling::ROWS : row, is_last ? first : column + Tiling::COLUMNS);
+          multiply_tile(block, left + left_at, right + right_at, row, column);
+        }
+      }
+    }
   }
 
   /// The output's next tile, which nothing has touched for long, while this one is computed.

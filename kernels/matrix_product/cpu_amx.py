@@ -1,4 +1,4 @@
-"""The product of fp32 matrices by csrc/cpu/product_amx.cpp, on the matrix unit that some x86 processors have for bf16."""
+"""The product of fp32 matrices by csrc/cpu/product_amx.cpp, on the unit that some x86 processors have for bf16 ones."""
 
 import torch
 

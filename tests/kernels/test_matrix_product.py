@@ -1,4 +1,4 @@
-"""The product against numpy in float64: orientations, odd sizes, the bias and the sum, and what a matrix unit may lose."""
+"""The product against numpy in float64: orientations, odd sizes, bias and sum, and what a matrix unit may lose."""
 
 import numpy as np
 import pytest

@@ -93,7 +93,7 @@ def test_a_failed_wait_for_a_collective_is_told_as_one():
     watch = watch_of_three({1: {"ago": 60}, 2: {}})
 
     def backward():
-        handle = SimpleNamespace(wait=partial(int, "closed by peer"))  # fails without a frame of Python's, as theirs does
+        handle = SimpleNamespace(wait=partial(int, "closed by peer"))  # fails without a frame of its own
         handle.wait()
 
     with pytest.raises(ValueError, match="closed by peer") as raised:

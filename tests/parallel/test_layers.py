@@ -108,7 +108,7 @@ def test_recomputing_repeats_the_random_state():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_products_weight_gradient_is_added_to_its_buffer(mesh, product, dtype):
-    """By the product itself, over microbatches; torch rounds bf16 products on a CPU before they are added up in fp32."""
+    """By the product itself, over microbatches; torch rounds bf16 products before it adds them up in fp32 on a CPU."""
     layer = LayerFactory(mesh, dtype, product).column(6, 5)
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     layer.weight.main_grad = torch.zeros(5, 6)
