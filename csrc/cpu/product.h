@@ -58,6 +58,7 @@ class PackedProduct {
       : depth_(depth), left_(left), right_(right), out_(out) {}
 
   void run() const {
+    if (left_.count == 0 || right_.count == 0) return;
     // As many tasks as keep every thread busy: blocks of rows as long as there are rows enough, else columns too, whose
     // blocks pack the same rows again. No sum depends on it.
     const int64_t threads = thread_count(), least = pieces(left_.count, ROWS);
