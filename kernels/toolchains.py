@@ -15,15 +15,6 @@ def native_refusal() -> str | None:
     return None
 
 
-def amx_refusal() -> str | None:
-    """Why products cannot be left to the processor's matrix unit; None if they can."""
-    if reason := native_refusal():
-        return reason
-    from .native import matrix_unit_refusal  # loads the library
-
-    return matrix_unit_refusal()
-
-
 def triton_refusal() -> str | None:
     """Why the Triton kernels cannot run here; None if they can."""
     if find_spec("triton") is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backend import Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import amx_refusal, native_refusal
+from ..toolchains import native_refusal
 
 
 class MatrixProduct(Protocol):
@@ -42,8 +42,16 @@ class MatrixProduct(Protocol):
         ...
 
 
+def _matrix_unit_refusal() -> str | None:
+    if reason := native_refusal():
+        return reason
+    from ..native import matrix_unit_refusal  # loads the library
+
+    return matrix_unit_refusal()
+
+
 BACKENDS = (
-    Backend.beside(__name__, "cpu_amx", ("cpu",), amx_refusal, dtypes=(torch.float32,)),
+    Backend.beside(__name__, "cpu_amx", ("cpu",), _matrix_unit_refusal, dtypes=(torch.float32,)),
     Backend.beside(__name__, "torch_blas", DEVICE_TYPES),
     Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
     Backend.beside(__name__, "reference", DEVICE_TYPES),

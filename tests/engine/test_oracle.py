@@ -129,7 +129,9 @@ def _whole_batch(session, batch):
 def test_accumulation_equals_the_big_batch(shards, tmp_path):
     losses = {}
     for micro_batch in (1, 4):
-        config = small_config(tmp_path / str(micro_batch), shards, trainer={"micro_batch": micro_batch})
+        folder, trainer = tmp_path / str(micro_batch), {"micro_batch": micro_batch}
+        # torch's products round differently in another shape; a product of ours may give the very same bits.
+        config = small_config(folder, shards, trainer=trainer, kernels={"wish": ("matrix_product=torch_blas",)})
         assert train(config, StopSignals()).complete
         lines = read_metrics(tmp_path / str(micro_batch) / "metrics.jsonl")
         losses[micro_batch] = [(line["loss"], line["grad_norm"]) for line in lines]

@@ -16,7 +16,7 @@ from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import build_mesh
 from contentv.tests.model.published_oracle import published_transformer
 
-KERNELS = choose("cpu", "auto")
+KERNELS = {dtype: choose("cpu", dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
 SMALL = ModelConfig(layers=3, heads=2, head_width=32, text_width=40, pooled_width=24, position="rope3d")
 
 
@@ -34,7 +34,7 @@ def batch(config: ModelConfig, seed: int = 0) -> tuple[torch.Tensor, ...]:
 
 
 def initialised(config: ModelConfig, mesh, seed: int, **options) -> MMDiT:
-    model = build(config, mesh, KERNELS, **options)
+    model = build(config, mesh, KERNELS[options.get("dtype", torch.float32)], **options)
     for parameter in model.parameters():
         parameter.data.fill_(float("nan"))  # whatever stays unset shows
     initialise(model, config, seed)
@@ -49,7 +49,7 @@ def published(model: MMDiT) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("config", [contentv_8b(), quickstart(), SMALL], ids=["contentv_8b", "quickstart", "small"])
 def test_the_parameters_are_exactly_diffusers(config, mesh):
     with torch.device("meta"):
-        ours = dict(MMDiT(config, mesh, KERNELS).named_parameters())
+        ours = dict(MMDiT(config, mesh, KERNELS[torch.float32]).named_parameters())
         theirs = dict(published_transformer(config).named_parameters())
     assert parameter_shapes(config) == {name: tuple(tensor.shape) for name, tensor in theirs.items()}
     for entry in correspondences(config):
@@ -70,7 +70,7 @@ def test_counts_are_those_of_diffusers():
 
 def test_building_on_the_meta_device_takes_no_memory(mesh):
     with torch.device("meta"):
-        model = MMDiT(contentv_8b(), mesh, KERNELS, dtype=torch.bfloat16)
+        model = MMDiT(contentv_8b(), mesh, KERNELS[torch.bfloat16], dtype=torch.bfloat16)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 

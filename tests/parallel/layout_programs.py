@@ -50,7 +50,8 @@ def clips(ids: list[int], bucket: tuple[int, int, int]) -> Clips:
 def prepare(layout: dict, model: dict, recompute: dict, precision: str) -> tuple[DataParallel, Optimizer]:
     mesh, config = build_mesh(ParallelConfig(**layout)), replace(MODEL, **model)
     mesh.config.check_model(layers=config.layers, heads=config.heads, width=config.width, mlp_width=config.mlp_width)
-    kernels, dtype = choose("cpu"), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    kernels = choose("cpu", dtype=dtype)
     runs = stages(config, mesh.config.stages)
     modules = [build(config, mesh, kernels, dtype=dtype, stage=runs[number], **recompute) for number in mesh.stages]
     shape = Shape(layers=config.layers, width=config.width, heads=config.heads)

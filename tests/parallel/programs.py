@@ -54,7 +54,8 @@ def objective() -> FlowMatching:
 
 def training(mesh: Mesh, precision: str = "fp32") -> tuple[DataParallel, Optimizer]:
     """Model and optimizer with the weights a run begins with."""
-    kernels, dtype = choose("cpu", "auto"), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    kernels = choose("cpu", dtype=dtype)
     module = build(MODEL, mesh, kernels, dtype=dtype)
     model = DataParallel([module], mesh, Shape(layers=MODEL.layers, width=MODEL.width, heads=MODEL.heads), dtype)
     optimizer = Optimizer(model, SETTINGS, kernels)
