@@ -28,7 +28,7 @@ constexpr int rows_of(int vectors) { return vectors == 3 ? 4 : vectors == 2 ? 6 
 #endif
 
 template <typename A, int ROWS, int VECTORS>
-inline void multiply_tile(int64_t depth, Left<A> left, Rows<const A> right, Rows<A> out, bool add) {
+inline __attribute__((always_inline)) void multiply_tile(int64_t depth, Left<A> left, Rows<const A> right, Rows<A> out, bool add) {
   Vector<A> sums[ROWS][VECTORS] = {};
   const A* value = left.data;
   const A* line = right.data;
