@@ -75,9 +75,14 @@ void unpack(const Reader<A>& from, Head head, int64_t first, int64_t count, int6
 
 /// to[e][query] = factor * from[query][e]
 template <typename A>
-void transpose(const A* from, int64_t width, int64_t padded, A factor, A* to) {
-  for (int64_t e = 0; e < width; ++e) {
-    for (int64_t query = 0; query < QUERIES; ++query) to[e * QUERIES + query] = factor * from[query * padded + e];
+void transpose_block(const A* from, int64_t padded, A factor, A* to) {
+  for (int64_t query = 0; query < QUERIES; query += LANES<A>) {
+    for (int64_t e = 0; e < padded; e += LANES<A>) {
+      Vector<A> square[LANES<A>];
+      for (int row = 0; row < LANES<A>; ++row) square[row] = load(from + (query + row) * padded + e) * broadcast(factor);
+      transpose(square);
+      for (int row = 0; row < LANES<A>; ++row) store(to + (e + row) * QUERIES + query, square[row]);
+    }
   }
 }
 
@@ -88,8 +93,8 @@ template <typename A>
 struct Running {
   A *queries_EQ, *out_QE, *highest_Q, *total_Q;
 
-  Running(Scratch& scratch, int64_t width, int64_t padded)
-      : queries_EQ(scratch.take<A>(width * QUERIES)),
+  Running(Scratch& scratch, int64_t padded)
+      : queries_EQ(scratch.take<A>(padded * QUERIES)),
         out_QE(scratch.take<A>(QUERIES * padded)),
         highest_Q(scratch.take<A>(QUERIES)),
         total_Q(scratch.take<A>(QUERIES)) {}
@@ -162,7 +167,7 @@ class Forward {
     const int64_t parts = (sizes_.queries + task_queries_ - 1) / task_queries_;
     Scratch counted{nullptr};
     ForwardWork<A>(counted, padded_);
-    for (int64_t block = 0; block < task_queries_; block += QUERIES) Running<A>(counted, sizes_.width, padded_);
+    for (int64_t block = 0; block < task_queries_; block += QUERIES) Running<A>(counted, padded_);
     in_parallel(sizes_.batch * sizes_.heads * parts, counted.used, [&](int64_t task, char* memory) {
       const int64_t row = task / parts, first = task % parts * task_queries_;
       Scratch scratch{memory};
@@ -185,7 +190,7 @@ class Forward {
   void for_each_block(const ForwardWork<A>& work, int64_t first, int64_t end, const Body& body) const {
     Scratch blocks = work.blocks;
     for (int64_t at = first; at < end; at += QUERIES) {
-      Running<A> running(blocks, sizes_.width, padded_);
+      Running<A> running(blocks, padded_);
       body(running, at);
     }
   }
@@ -193,7 +198,7 @@ class Forward {
   void begin(Running<A>& running, Head head, int64_t at) const {
     const int64_t count = smaller(QUERIES, sizes_.queries - at);
     unpack(q_, head, at, count, QUERIES, sizes_.width, running.out_QE);
-    transpose(running.out_QE, sizes_.width, padded_, static_cast<A>(scale_ * LOG2_E), running.queries_EQ);
+    transpose_block(running.out_QE, padded_, static_cast<A>(scale_ * LOG2_E), running.queries_EQ);
     for (int64_t index = 0; index < QUERIES * padded_; ++index) running.out_QE[index] = 0;
     for (int64_t query = 0; query < QUERIES; ++query) {
       running.highest_Q[query] = -__builtin_inff();
@@ -238,15 +243,15 @@ struct BackwardWork {
   A *queries_QE, *queries_EQ, *d_out_QE, *d_out_EQ, *d_queries_QE, *lse_Q, *delta_Q;
   A *weights_JQ, *d_scores_JQ;
 
-  BackwardWork(Scratch& scratch, int64_t keys, int64_t width, int64_t padded)
+  BackwardWork(Scratch& scratch, int64_t keys, int64_t padded)
       : keys_JE(scratch.take<A>(keys * padded)),
         values_JE(scratch.take<A>(keys * padded)),
         d_keys_JE(scratch.take<A>(keys * padded)),
         d_values_JE(scratch.take<A>(keys * padded)),
         queries_QE(scratch.take<A>(QUERIES * padded)),
-        queries_EQ(scratch.take<A>(QUERIES * width)),
+        queries_EQ(scratch.take<A>(QUERIES * padded)),
         d_out_QE(scratch.take<A>(QUERIES * padded)),
-        d_out_EQ(scratch.take<A>(QUERIES * width)),
+        d_out_EQ(scratch.take<A>(QUERIES * padded)),
         d_queries_QE(scratch.take<A>(QUERIES * padded)),
         lse_Q(scratch.take<A>(QUERIES)),
         delta_Q(scratch.take<A>(QUERIES)),
@@ -288,11 +293,6 @@ void differentiate_block(const BackwardWork<A>& work, int64_t keys, int64_t widt
   }
 }
 
-/// For the moment that a task of a lower index needs to get there, which another thread runs.
-void wait_until_above(const std::atomic<int64_t>& finished, int64_t count) {
-  while (finished.load(std::memory_order_acquire) <= count) sched_yield();
-}
-
 template <typename A>
 class Backward {
  public:
@@ -317,13 +317,13 @@ class Backward {
       fill_delta(row, reinterpret_cast<A*>(memory));
     });
     Scratch counted{nullptr};
-    BackwardWork<A>(counted, task_keys_, sizes_.width, padded_);
+    BackwardWork<A>(counted, task_keys_, padded_);
     in_parallel(heads * parts_, counted.used, [&](int64_t task, char* memory) {
       const int64_t part = task / heads, row = task % heads, first = part * task_keys_;
       const Head head{row / sizes_.heads, row % sizes_.heads};
       const int64_t keys = smaller(task_keys_, sizes_.keys - first);
       Scratch scratch{memory};
-      const BackwardWork<A> work(scratch, task_keys_, sizes_.width, padded_);
+      const BackwardWork<A> work(scratch, task_keys_, padded_);
       unpack(k_, head, first, keys, keys, sizes_.width, work.keys_JE);
       unpack(v_, head, first, keys, keys, sizes_.width, work.values_JE);
       for (int64_t index = 0; index < keys * padded_; ++index) work.d_keys_JE[index] = work.d_values_JE[index] = 0;
@@ -365,8 +365,8 @@ class Backward {
     // Queries behind the last are zeros, as is their d_out: they add nothing to any gradient.
     unpack(q_, head, at, count, QUERIES, sizes_.width, work.queries_QE);
     unpack(d_out_, head, at, count, QUERIES, sizes_.width, work.d_out_QE);
-    transpose(work.queries_QE, sizes_.width, padded_, static_cast<A>(scale_ * LOG2_E), work.queries_EQ);
-    transpose(work.d_out_QE, sizes_.width, padded_, A(1), work.d_out_EQ);
+    transpose_block(work.queries_QE, padded_, static_cast<A>(scale_ * LOG2_E), work.queries_EQ);
+    transpose_block(work.d_out_QE, padded_, A(1), work.d_out_EQ);
     lse_.copy(lse_.at(head.sample, head.head, at), count, work.lse_Q);
     for (int64_t query = 0; query < QUERIES; ++query) {
       work.lse_Q[query] = query < count ? work.lse_Q[query] * static_cast<A>(LOG2_E) : 0;
