@@ -21,8 +21,8 @@ namespace {
 
 constexpr int64_t QUERIES = 48;  // in a block: whole vectors for every instruction set and both types
 constexpr int64_t KEYS = 96;     // in a block
-constexpr int64_t FORWARD_QUERIES = 5 * QUERIES;  // about what a forward task has: the blocks share unpacked keys
-constexpr int64_t BACKWARD_KEYS = 512;            // about what a backward task has
+constexpr int64_t FORWARD_QUERIES = 10 * QUERIES;  // about what a forward task has: the blocks share unpacked keys
+constexpr int64_t BACKWARD_KEYS = 768;             // about what a backward task has
 constexpr double LOG2_E = 1.4426950408889634;
 
 struct Sizes {
