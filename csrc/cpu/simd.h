@@ -245,13 +245,23 @@ inline Lane<V> sum_of(V values) {
   return lanes[0];
 }
 
-/// A pair of rows `apart` from each other exchange the lanes that a transpose exchanges between them.
+/// Lanes of two vectors, counted through both.
+template <int... LANE, typename V>
+inline V pick(V first, V second) {
+#if defined(__clang__)
+  return __builtin_shufflevector(first, second, LANE...);
+#else
+  return __builtin_shuffle(first, second, typename Vectors<Lane<V>>::Integers{LANE...});
+#endif
+}
+
+/// Two rows, APART from each other, exchange the lanes that a transpose exchanges between them.
 template <int APART, typename V, int... LANE>
 inline void exchange(V& upper, V& lower, std::integer_sequence<int, LANE...>) {
   constexpr int count = sizeof...(LANE);
   const V above = upper;
-  upper = __builtin_shufflevector(above, lower, (LANE & APART ? count + LANE - APART : LANE)...);
-  lower = __builtin_shufflevector(above, lower, (LANE & APART ? count + LANE : LANE + APART)...);
+  upper = pick<(LANE & APART ? count + LANE - APART : LANE)...>(above, lower);
+  lower = pick<(LANE & APART ? count + LANE : LANE + APART)...>(above, lower);
 }
 
 /// A square of as many rows as lanes: blocks of 1, 2, 4 ... rows and lanes change places.
