@@ -79,7 +79,8 @@ void transpose_block(const A* from, int64_t padded, A factor, A* to) {
   for (int64_t query = 0; query < QUERIES; query += LANES<A>) {
     for (int64_t e = 0; e < padded; e += LANES<A>) {
       Vector<A> square[LANES<A>];
-      for (int row = 0; row < LANES<A>; ++row) square[row] = load(from + (query + row) * padded + e) * broadcast(factor);
+      const A* corner = from + query * padded + e;
+      for (int row = 0; row < LANES<A>; ++row) square[row] = load(corner + row * padded) * broadcast(factor);
       transpose(square);
       for (int row = 0; row < LANES<A>; ++row) store(to + (e + row) * QUERIES + query, square[row]);
     }
