@@ -21,8 +21,8 @@ namespace {
 
 constexpr int64_t QUERIES = 48;  // in a block: whole vectors for every instruction set and both types
 constexpr int64_t KEYS = 96;     // in a block
-constexpr int64_t FORWARD_QUERIES = 5 * QUERIES;  // about what a forward task has: the blocks share unpacked keys
-constexpr int64_t BACKWARD_KEYS = 512;            // about what a backward task has
+constexpr int64_t FORWARD_QUERIES = 10 * QUERIES;  // about what a forward task has: the blocks share unpacked keys
+constexpr int64_t BACKWARD_KEYS = 768;             // about what a backward task has
 constexpr double LOG2_E = 1.4426950408889634;
 
 struct Sizes {
@@ -75,9 +75,15 @@ void unpack(const Reader<A>& from, Head head, int64_t first, int64_t count, int6
 
 /// to[e][query] = factor * from[query][e]
 template <typename A>
-void transpose(const A* from, int64_t width, int64_t padded, A factor, A* to) {
-  for (int64_t e = 0; e < width; ++e) {
-    for (int64_t query = 0; query < QUERIES; ++query) to[e * QUERIES + query] = factor * from[query * padded + e];
+void transpose_block(const A* from, int64_t padded, A factor, A* to) {
+  for (int64_t query = 0; query < QUERIES; query += LANES<A>) {
+    for (int64_t e = 0; e < padded; e += LANES<A>) {
+      Vector<A> square[LANES<A>];
+      const A* corner = from + query * padded + e;
+      for (int row = 0; row < LANES<A>; ++row) square[row] = load(corner + row * padded) * broadcast(factor);
+      transpose(square);
+      for (int row = 0; row < LANES<A>; ++row) store(to + (e + row) * QUERIES + query, square[row]);
+    }
   }
 }
 
@@ -88,48 +94,44 @@ template <typename A>
 struct Running {
   A *queries_EQ, *out_QE, *highest_Q, *total_Q;
 
-  Running(Scratch& scratch, int64_t width, int64_t padded)
-      : queries_EQ(scratch.take<A>(width * QUERIES)),
+  Running(Scratch& scratch, int64_t padded)
+      : queries_EQ(scratch.take<A>(padded * QUERIES)),
         out_QE(scratch.take<A>(QUERIES * padded)),
         highest_Q(scratch.take<A>(QUERIES)),
         total_Q(scratch.take<A>(QUERIES)) {}
 };
 
-/// Turns scores (in units of ln 2) into weights relative to the highest so far, and lets the sums follow it. Three
-/// vectors at a time, so that no sum waits for the one before.
-template <typename A>
-void soften(A* scores_JQ, int64_t keys, Running<A>& running, A* factor_Q) {
-  constexpr int GROUP = 3;
-  static_assert(QUERIES % (GROUP * LANES<A>) == 0);
-  for (int64_t first = 0; first < QUERIES; first += GROUP * LANES<A>) {
-    Vector<A> highest[GROUP], total[GROUP] = {};
-    for (int one = 0; one < GROUP; ++one) highest[one] = load(running.highest_Q + first + one * LANES<A>);
-    for (int64_t key = 0; key < keys; ++key) {
-      for (int one = 0; one < GROUP; ++one) {
-        highest[one] = larger(load(scores_JQ + key * QUERIES + first + one * LANES<A>), highest[one]);
-      }
+/// Turns scores (in units of ln 2) into weights relative to the highest so far, and lets the sums follow it: for a few
+/// vectors of queries from `first` on, so that no sum waits for the one before.
+template <typename A, int VECTORS>
+void soften(A* scores_JQ, int64_t keys, int64_t first, Running<A>& running, A* factor_Q) {
+  Vector<A> highest[VECTORS], total[VECTORS] = {};
+  for (int one = 0; one < VECTORS; ++one) highest[one] = load(running.highest_Q + first + one * LANES<A>);
+  for (int64_t key = 0; key < keys; ++key) {
+    for (int one = 0; one < VECTORS; ++one) {
+      highest[one] = larger(load(scores_JQ + key * QUERIES + first + one * LANES<A>), highest[one]);
     }
-    for (int64_t key = 0; key < keys; ++key) {
-      for (int one = 0; one < GROUP; ++one) {
-        A* score = scores_JQ + key * QUERIES + first + one * LANES<A>;
-        const Vector<A> weight = power_of_two(load(score) - highest[one]);
-        store(score, weight);
-        total[one] += weight;
-      }
+  }
+  for (int64_t key = 0; key < keys; ++key) {
+    for (int one = 0; one < VECTORS; ++one) {
+      A* score = scores_JQ + key * QUERIES + first + one * LANES<A>;
+      const Vector<A> weight = power_of_two(load(score) - highest[one]);
+      store(score, weight);
+      total[one] += weight;
     }
-    for (int one = 0; one < GROUP; ++one) {
-      const int64_t lane = first + one * LANES<A>;
-      const Vector<A> factor = power_of_two(load(running.highest_Q + lane) - highest[one]);
-      store(factor_Q + lane, factor);
-      store(running.highest_Q + lane, highest[one]);
-      store(running.total_Q + lane, multiply_add(load(running.total_Q + lane), factor, total[one]));
-    }
+  }
+  for (int one = 0; one < VECTORS; ++one) {
+    const int64_t lane = first + one * LANES<A>;
+    const Vector<A> factor = power_of_two(load(running.highest_Q + lane) - highest[one]);
+    store(factor_Q + lane, factor);
+    store(running.highest_Q + lane, highest[one]);
+    store(running.total_Q + lane, multiply_add(load(running.total_Q + lane), factor, total[one]));
   }
 }
 
 template <typename A>
-void scale_rows(A* rows, int64_t padded, const A* factor_Q) {
-  for (int64_t query = 0; query < QUERIES; ++query, rows += padded) {
+void scale_rows(A* rows, int64_t count, int64_t padded, const A* factor_Q) {
+  for (int64_t query = 0; query < count; ++query, rows += padded) {
     const Vector<A> factor = broadcast(factor_Q[query]);
     for (int64_t e = 0; e < padded; e += LANES<A>) store(rows + e, load(rows + e) * factor);
   }
@@ -162,7 +164,7 @@ class Forward {
     const int64_t parts = (sizes_.queries + task_queries_ - 1) / task_queries_;
     Scratch counted{nullptr};
     ForwardWork<A>(counted, padded_);
-    for (int64_t block = 0; block < task_queries_; block += QUERIES) Running<A>(counted, sizes_.width, padded_);
+    for (int64_t block = 0; block < task_queries_; block += QUERIES) Running<A>(counted, padded_);
     in_parallel(sizes_.batch * sizes_.heads * parts, counted.used, [&](int64_t task, char* memory) {
       const int64_t row = task / parts, first = task % parts * task_queries_;
       Scratch scratch{memory};
@@ -174,7 +176,7 @@ class Forward {
         const int64_t keys = smaller(KEYS, sizes_.keys - key);
         unpack(k_, head, key, keys, keys, sizes_.width, work.keys_JE);
         unpack(v_, head, key, keys, keys, sizes_.width, work.values_JE);
-        for_each_block(work, first, end, [&](Running<A>& running, int64_t) { attend(work, running, keys); });
+        for_each_block(work, first, end, [&](Running<A>& running, int64_t at) { attend(work, running, at, keys); });
       }
       for_each_block(work, first, end, [&](Running<A>& running, int64_t at) { finish(work, running, head, at); });
     });
@@ -185,7 +187,7 @@ class Forward {
   void for_each_block(const ForwardWork<A>& work, int64_t first, int64_t end, const Body& body) const {
     Scratch blocks = work.blocks;
     for (int64_t at = first; at < end; at += QUERIES) {
-      Running<A> running(blocks, sizes_.width, padded_);
+      Running<A> running(blocks, padded_);
       body(running, at);
     }
   }
@@ -193,7 +195,7 @@ class Forward {
   void begin(Running<A>& running, Head head, int64_t at) const {
     const int64_t count = smaller(QUERIES, sizes_.queries - at);
     unpack(q_, head, at, count, QUERIES, sizes_.width, running.out_QE);
-    transpose(running.out_QE, sizes_.width, padded_, static_cast<A>(scale_ * LOG2_E), running.queries_EQ);
+    transpose_block(running.out_QE, padded_, static_cast<A>(scale_ * LOG2_E), running.queries_EQ);
     for (int64_t index = 0; index < QUERIES * padded_; ++index) running.out_QE[index] = 0;
     for (int64_t query = 0; query < QUERIES; ++query) {
       running.highest_Q[query] = -__builtin_inff();
@@ -201,19 +203,24 @@ class Forward {
     }
   }
 
-  void attend(const ForwardWork<A>& work, Running<A>& running, int64_t keys) const {
-    multiply<A>(keys, QUERIES / LANES<A>, sizes_.width, {work.keys_JE, padded_, 1}, {running.queries_EQ, QUERIES},
+  void attend(const ForwardWork<A>& work, Running<A>& running, int64_t at, int64_t keys) const {
+    const int64_t queries = whole_vectors<A>(smaller(QUERIES, sizes_.queries - at));
+    multiply<A>(keys, queries / LANES<A>, sizes_.width, {work.keys_JE, padded_, 1}, {running.queries_EQ, QUERIES},
                 {work.scores_JQ, QUERIES}, false);
-    soften(work.scores_JQ, keys, running, work.factor_Q);
-    scale_rows(running.out_QE, padded_, work.factor_Q);
-    multiply<A>(QUERIES, padded_ / LANES<A>, keys, {work.scores_JQ, 1, QUERIES}, {work.values_JE, padded_},
+    int64_t first = 0;
+    for (; first + 3 * LANES<A> <= queries; first += 3 * LANES<A>) {
+      soften<A, 3>(work.scores_JQ, keys, first, running, work.factor_Q);
+    }
+    for (; first < queries; first += LANES<A>) soften<A, 1>(work.scores_JQ, keys, first, running, work.factor_Q);
+    scale_rows(running.out_QE, queries, padded_, work.factor_Q);
+    multiply<A>(queries, padded_ / LANES<A>, keys, {work.scores_JQ, 1, QUERIES}, {work.values_JE, padded_},
                 {running.out_QE, padded_}, true);
   }
 
   void finish(const ForwardWork<A>& work, Running<A>& running, Head head, int64_t at) const {
     const int64_t count = smaller(QUERIES, sizes_.queries - at);
-    for (int64_t query = 0; query < QUERIES; ++query) work.factor_Q[query] = 1 / running.total_Q[query];
-    scale_rows(running.out_QE, padded_, work.factor_Q);
+    for (int64_t query = 0; query < count; ++query) work.factor_Q[query] = 1 / running.total_Q[query];
+    scale_rows(running.out_QE, count, padded_, work.factor_Q);
     for (int64_t query = 0; query < count; ++query) {
       out_.write(out_.at(head.sample, head.head, at + query), sizes_.width, running.out_QE + query * padded_);
       const double total = std::log(static_cast<double>(running.total_Q[query]));
@@ -238,15 +245,15 @@ struct BackwardWork {
   A *queries_QE, *queries_EQ, *d_out_QE, *d_out_EQ, *d_queries_QE, *lse_Q, *delta_Q;
   A *weights_JQ, *d_scores_JQ;
 
-  BackwardWork(Scratch& scratch, int64_t keys, int64_t width, int64_t padded)
+  BackwardWork(Scratch& scratch, int64_t keys, int64_t padded)
       : keys_JE(scratch.take<A>(keys * padded)),
         values_JE(scratch.take<A>(keys * padded)),
         d_keys_JE(scratch.take<A>(keys * padded)),
         d_values_JE(scratch.take<A>(keys * padded)),
         queries_QE(scratch.take<A>(QUERIES * padded)),
-        queries_EQ(scratch.take<A>(QUERIES * width)),
+        queries_EQ(scratch.take<A>(QUERIES * padded)),
         d_out_QE(scratch.take<A>(QUERIES * padded)),
-        d_out_EQ(scratch.take<A>(QUERIES * width)),
+        d_out_EQ(scratch.take<A>(QUERIES * padded)),
         d_queries_QE(scratch.take<A>(QUERIES * padded)),
         lse_Q(scratch.take<A>(QUERIES)),
         delta_Q(scratch.take<A>(QUERIES)),
@@ -256,41 +263,35 @@ struct BackwardWork {
 
 /// weights = 2^(scores - lse); d_scores = weights * (d_weights - delta): both in place.
 template <typename A>
-void differentiate_softmax(A* scores_JQ, A* d_weights_JQ, int64_t keys, const A* lse_Q, const A* delta_Q) {
-  for (int64_t lane = 0; lane < QUERIES; lane += LANES<A>) {
-    const Vector<A> lse = load(lse_Q + lane), delta = load(delta_Q + lane);
+void differentiate_softmax(const BackwardWork<A>& work, int64_t queries, int64_t keys) {
+  for (int64_t lane = 0; lane < queries; lane += LANES<A>) {
+    const Vector<A> lse = load(work.lse_Q + lane), delta = load(work.delta_Q + lane);
     for (int64_t at = lane; at < keys * QUERIES; at += QUERIES) {
-      const Vector<A> weight = power_of_two(load(scores_JQ + at) - lse);
-      store(scores_JQ + at, weight);
-      store(d_weights_JQ + at, weight * (load(d_weights_JQ + at) - delta));
+      const Vector<A> weight = power_of_two(load(work.weights_JQ + at) - lse);
+      store(work.weights_JQ + at, weight);
+      store(work.d_scores_JQ + at, weight * (load(work.d_scores_JQ + at) - delta));
     }
   }
 }
 
 /// One block of queries against all keys of a task: adds to d_keys and d_values, and leaves d_queries.
 template <typename A>
-void differentiate_block(const BackwardWork<A>& work, int64_t keys, int64_t width, int64_t padded) {
-  constexpr int64_t query_vectors = QUERIES / LANES<A>;
-  const int64_t vectors = padded / LANES<A>;
+void differentiate_block(const BackwardWork<A>& work, int64_t queries, int64_t keys, int64_t width, int64_t padded) {
+  const int64_t query_vectors = queries / LANES<A>, vectors = padded / LANES<A>;
   for (int64_t key = 0; key < keys; key += KEYS) {
     const int64_t count = smaller(KEYS, keys - key), at = key * padded;
     multiply<A>(count, query_vectors, width, {work.keys_JE + at, padded, 1}, {work.queries_EQ, QUERIES},
                 {work.weights_JQ, QUERIES}, false);
     multiply<A>(count, query_vectors, width, {work.values_JE + at, padded, 1}, {work.d_out_EQ, QUERIES},
                 {work.d_scores_JQ, QUERIES}, false);
-    differentiate_softmax(work.weights_JQ, work.d_scores_JQ, count, work.lse_Q, work.delta_Q);
-    multiply<A>(count, vectors, QUERIES, {work.weights_JQ, QUERIES, 1}, {work.d_out_QE, padded},
+    differentiate_softmax(work, queries, count);
+    multiply<A>(count, vectors, queries, {work.weights_JQ, QUERIES, 1}, {work.d_out_QE, padded},
                 {work.d_values_JE + at, padded}, true);
-    multiply<A>(count, vectors, QUERIES, {work.d_scores_JQ, QUERIES, 1}, {work.queries_QE, padded},
+    multiply<A>(count, vectors, queries, {work.d_scores_JQ, QUERIES, 1}, {work.queries_QE, padded},
                 {work.d_keys_JE + at, padded}, true);
-    multiply<A>(QUERIES, vectors, count, {work.d_scores_JQ, 1, QUERIES}, {work.keys_JE + at, padded},
+    multiply<A>(queries, vectors, count, {work.d_scores_JQ, 1, QUERIES}, {work.keys_JE + at, padded},
                 {work.d_queries_QE, padded}, key > 0);
   }
-}
-
-/// For the moment that a task of a lower index needs to get there, which another thread runs.
-void wait_until_above(const std::atomic<int64_t>& finished, int64_t count) {
-  while (finished.load(std::memory_order_acquire) <= count) sched_yield();
 }
 
 template <typename A>
@@ -317,19 +318,20 @@ class Backward {
       fill_delta(row, reinterpret_cast<A*>(memory));
     });
     Scratch counted{nullptr};
-    BackwardWork<A>(counted, task_keys_, sizes_.width, padded_);
+    BackwardWork<A>(counted, task_keys_, padded_);
     in_parallel(heads * parts_, counted.used, [&](int64_t task, char* memory) {
       const int64_t part = task / heads, row = task % heads, first = part * task_keys_;
       const Head head{row / sizes_.heads, row % sizes_.heads};
       const int64_t keys = smaller(task_keys_, sizes_.keys - first);
       Scratch scratch{memory};
-      const BackwardWork<A> work(scratch, task_keys_, sizes_.width, padded_);
+      const BackwardWork<A> work(scratch, task_keys_, padded_);
       unpack(k_, head, first, keys, keys, sizes_.width, work.keys_JE);
       unpack(v_, head, first, keys, keys, sizes_.width, work.values_JE);
       for (int64_t index = 0; index < keys * padded_; ++index) work.d_keys_JE[index] = work.d_values_JE[index] = 0;
       for (int64_t at = 0; at < sizes_.queries; at += QUERIES) {
         read_block(work, head, at);
-        differentiate_block(work, keys, sizes_.width, padded_);
+        const int64_t queries = whole_vectors<A>(smaller(QUERIES, sizes_.queries - at));
+        differentiate_block(work, queries, keys, sizes_.width, padded_);
         add_block(work, head, at, part);
       }
       for (int64_t key = 0; key < keys; ++key) {
@@ -365,8 +367,8 @@ class Backward {
     // Queries behind the last are zeros, as is their d_out: they add nothing to any gradient.
     unpack(q_, head, at, count, QUERIES, sizes_.width, work.queries_QE);
     unpack(d_out_, head, at, count, QUERIES, sizes_.width, work.d_out_QE);
-    transpose(work.queries_QE, sizes_.width, padded_, static_cast<A>(scale_ * LOG2_E), work.queries_EQ);
-    transpose(work.d_out_QE, sizes_.width, padded_, A(1), work.d_out_EQ);
+    transpose_block(work.queries_QE, padded_, static_cast<A>(scale_ * LOG2_E), work.queries_EQ);
+    transpose_block(work.d_out_QE, padded_, A(1), work.d_out_EQ);
     lse_.copy(lse_.at(head.sample, head.head, at), count, work.lse_Q);
     for (int64_t query = 0; query < QUERIES; ++query) {
       work.lse_Q[query] = query < count ? work.lse_Q[query] * static_cast<A>(LOG2_E) : 0;

@@ -27,8 +27,10 @@ constexpr int WIDEST = 3;  // 16 registers
 constexpr int rows_of(int vectors) { return vectors == 3 ? 4 : vectors == 2 ? 6 : 8; }
 #endif
 
+/// Inlined by force: a call passes `left` through memory, and reads it only after the stores of the tile before.
 template <typename A, int ROWS, int VECTORS>
-inline void multiply_tile(int64_t depth, Left<A> left, Rows<const A> right, Rows<A> out, bool add) {
+inline __attribute__((always_inline)) void multiply_tile(
+    int64_t depth, Left<A> left, Rows<const A> right, Rows<A> out, bool add) {
   Vector<A> sums[ROWS][VECTORS] = {};
   const A* value = left.data;
   const A* line = right.data;

@@ -245,6 +245,38 @@ inline Lane<V> sum_of(V values) {
   return lanes[0];
 }
 
+/// Lanes of two vectors, counted through both.
+template <int... LANE, typename V>
+inline V pick(V first, V second) {
+#if defined(__clang__)
+  return __builtin_shufflevector(first, second, LANE...);
+#else
+  return __builtin_shuffle(first, second, typename Vectors<Lane<V>>::Integers{LANE...});
+#endif
+}
+
+/// Two rows, APART from each other, exchange the lanes that a transpose exchanges between them.
+template <int APART, typename V, int... LANE>
+inline void exchange(V& upper, V& lower, std::integer_sequence<int, LANE...>) {
+  constexpr int count = sizeof...(LANE);
+  const V above = upper;
+  upper = pick<(LANE & APART ? count + LANE - APART : LANE)...>(above, lower);
+  lower = pick<(LANE & APART ? count + LANE : LANE + APART)...>(above, lower);
+}
+
+/// A square of as many rows as lanes: blocks of 1, 2, 4 ... rows and lanes change places.
+template <typename V, int COUNT, int APART = 1>
+inline void transpose(V (&rows)[COUNT]) {
+  static_assert(COUNT == LANES<Lane<V>>);
+  if constexpr (APART < COUNT) {
+#pragma GCC unroll 16
+    for (int row = 0; row < COUNT; ++row) {
+      if ((row & APART) == 0) exchange<APART>(rows[row], rows[row + APART], std::make_integer_sequence<int, COUNT>());
+    }
+    transpose<V, COUNT, 2 * APART>(rows);
+  }
+}
+
 /// 2^x within 1 ULP; 0 below 2^-126, infinity from 2^128.
 inline Vector<float> power_of_two(Vector<float> x) {
   const Vector<float> whole = nearest(x);

@@ -96,8 +96,8 @@ def test_any_number_of_threads_gives_the_same_bits(op, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_threads_that_share_a_head_add_in_one_order(dtype):
-    """1100 keys are three parts of one head; each adds to the same queries' gradients."""
-    arguments = attention(101, 1100, dtype=dtype)
+    """1600 keys are three parts of one head; each adds to the same queries' gradients."""
+    arguments = attention(101, 1600, dtype=dtype)
     everything = []
     for count in (1, 2, 3):
         with threads(count):
@@ -144,7 +144,7 @@ def test_attention_of_any_head_width(width, instruction_set, poisoned):
     agrees_with_the_reference("joint_attention", attention(53, 600, heads=2, width=width), torch.float32)
 
 
-@pytest.mark.parametrize("queries, keys", [(1, 1), (1, 97), (49, 1), (240, 96), (241, 1025)])
+@pytest.mark.parametrize("queries, keys", [(1, 1), (1, 97), (49, 1), (480, 96), (481, 1025)])
 def test_attention_at_the_edges_of_its_blocks(queries, keys, poisoned):
     agrees_with_the_reference("joint_attention", attention(queries, keys), torch.float32)
 
