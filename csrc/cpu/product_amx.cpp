@@ -25,35 +25,6 @@ constexpr int64_t PARTS = 3;
 /// Sixteen registers' rows: a matrix of 16 x 16 values.
 using Square = Vector<float>[SIDE];
 
-inline void transpose(Square& rows) {
-  __m512 first[SIDE], second[SIDE];
-#pragma GCC unroll 8
-  for (int r = 0; r < 16; r += 2) {
-    first[r] = _mm512_unpacklo_ps((__m512)rows[r], (__m512)rows[r + 1]);
-    first[r + 1] = _mm512_unpackhi_ps((__m512)rows[r], (__m512)rows[r + 1]);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < 16; r += 4) {
-    for (int half = 0; half < 2; ++half) {
-      const __m512d upper = (__m512d)first[r + half], lower = (__m512d)first[r + half + 2];
-      second[r + 2 * half] = (__m512)_mm512_unpacklo_pd(upper, lower);
-      second[r + 2 * half + 1] = (__m512)_mm512_unpackhi_pd(upper, lower);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < 4; ++r) {
-    first[r] = _mm512_shuffle_f32x4(second[r], second[r + 4], 0x88);
-    first[r + 4] = _mm512_shuffle_f32x4(second[r], second[r + 4], 0xdd);
-    first[r + 8] = _mm512_shuffle_f32x4(second[r + 8], second[r + 12], 0x88);
-    first[r + 12] = _mm512_shuffle_f32x4(second[r + 8], second[r + 12], 0xdd);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r) {
-    rows[r] = (Vector<float>)_mm512_shuffle_f32x4(first[r], first[r + 8], 0x88);
-    rows[r + 8] = (Vector<float>)_mm512_shuffle_f32x4(first[r], first[r + 8], 0xdd);
-  }
-}
-
 /// The three parts of a value, each in the upper half of a lane.
 struct Parts {
   Bits part[PARTS];
