@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..kernels import host_memory
 from ..kernels.device import name_of, peak_memory_mib
 from ..model.cost import count_operations
 from ..model.stages import stages
@@ -197,6 +198,8 @@ def announce(session: Session, peak: Peak) -> None:
     say(f"{run} {start}: {session.config.recipe} on {mesh.world_size} x {mesh.device.type}")
     for row in session.kernels.report():
         say(f"  {row}")
+    if mesh.device.type == "cpu" and (reason := host_memory.install()):
+        say(f"  large tensors in malloc's heap, a third more memory: {reason}")
     known = "unknown (set trainer.peak_tflops)" if peak.tflops is None else f"{peak.tflops:g} TFLOP/s"
     say(f"  peak {known}: {peak.reason}")
 

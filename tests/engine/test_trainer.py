@@ -14,6 +14,7 @@ from contentv.engine.metrics import read_metrics
 from contentv.engine.session import Session, usual_clip
 from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import NonFiniteError, learning_rate_at, train
+from contentv.kernels import host_memory
 from contentv.model.cost import count_operations
 from contentv.parallel.checkpoint import VerifiedTensors, plain_tensors
 from contentv.parallel.config import ParallelConfig
@@ -233,3 +234,11 @@ def test_a_line_says_how_much_of_the_device_was_used(shards, tmp_path):
         assert line["mfu"] == (peak and pytest.approx(line["tflops"] / peak))
         assert line["hfu"] == (peak and pytest.approx(line["mfu"] * operations.hardware / operations.model))
         assert line["tokens"] == (12 + 5) * 4
+
+
+@pytest.mark.parametrize("reason", [None, "csrc/memory is not built"])
+def test_a_run_without_the_arena_says_so(shards, tmp_path, capsys, monkeypatch, reason):
+    monkeypatch.setattr(host_memory, "install", lambda: reason)
+    assert train(small_config(tmp_path, shards), StopSignals()).complete
+    said = capsys.readouterr().err
+    assert ("a third more memory: csrc/memory is not built" in said) == (reason is not None)
