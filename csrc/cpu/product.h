@@ -74,7 +74,7 @@ class PackedProduct {
     in_parallel(down * across, left_bytes + right_bytes, [&](int64_t task, char* memory) {
       const int64_t row = task % down * rows, column = task / down * columns;
       Tiling::begin();
-      // Without depth there is nothing to add; once through all the same, for the zeros or the bias.
+      // Once through even without depth, for the zeros or the bias.
       for (int64_t at = 0; at < depth_ || at == 0; at += DEPTH) {
         multiply_block({row, less_of(row + rows, left_.count), column, less_of(column + columns, right_.count), at,
                         less_of(DEPTH, depth_ - at)},
@@ -96,13 +96,15 @@ class PackedProduct {
   void multiply_block(const Block& block, char* left, char* right) const {
     const int64_t left_panel = Tiling::panel_bytes(Tiling::ROWS, block.depth);
     const int64_t right_panel = Tiling::panel_bytes(Tiling::COLUMNS, block.depth);
-    for (int64_t row = block.row, panel = 0; row < block.row_end; row += Tiling::ROWS, ++panel) {
+    // Without depth there is no panel, nor memory for one: a tile is what it starts from.
+    const bool is_packed = block.depth > 0;
+    for (int64_t row = block.row, panel = 0; is_packed && row < block.row_end; row += Tiling::ROWS, ++panel) {
       const int64_t count = less_of(Tiling::ROWS, block.row_end - row);
       Tiling::pack_left(left_.from(row, block.at), count, block.depth, left + panel * left_panel);
     }
     for (int64_t first = block.column; first < block.column_end; first += GROUP * Tiling::COLUMNS) {
       const int64_t end = less_of(first + GROUP * Tiling::COLUMNS, block.column_end);
-      for (int64_t column = first, panel = 0; column < end; column += Tiling::COLUMNS, ++panel) {
+      for (int64_t column = first, panel = 0; is_packed && column < end; column += Tiling::COLUMNS, ++panel) {
         const int64_t count = less_of(Tiling::COLUMNS, end - column);
         Tiling::pack_right(right_.from(column, block.at), count, block.depth, right + panel * right_panel);
       }
