@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.device import name_of
+from ..kernels.device import cuda_version, name_of
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT_VARIABLE = "CONTENTV_COMMIT"
@@ -58,7 +58,7 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+    found = {"python": platform.python_version(), "cuda": cuda_version() or "none"}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -1,0 +1,71 @@
+"""The engine trains on a device named npu, in three layouts, and what it computes is what it computes on a CPU.
+
+The device is simulated (tests/ascend/simulation.py): executed on a simulated device, never run on an NPU.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+PROGRAM = "contentv.tests.ascend.training_programs:trained"
+LAYOUTS = {"alone": {}, "tensor 2": {"tensor": 2}, "context 2": {"context": 2}}
+TOLERANCE = 1e-5
+"""Relative: the same mathematics by other kernels, in fp32."""
+
+
+def world_of(layout: dict) -> int:
+    return layout.get("tensor", 1) * layout.get("context", 1)
+
+
+@pytest.fixture(scope="session")
+def runs(rank_server, npu_server, shards, tmp_path_factory):
+    """runs(device, layout name) -> (run folder, each rank's answer); trained once."""
+    known = {}
+
+    def run(device: str, name: str):
+        if (device, name) not in known:
+            folder = tmp_path_factory.mktemp("run") / "run"
+            server = npu_server if device == "npu" else rank_server
+            layout = LAYOUTS[name]
+            answers = server.run(world_of(layout), PROGRAM, shards=str(shards), folder=str(folder), layout=layout)
+            known[device, name] = folder, answers
+        return known[device, name]
+
+    return run
+
+
+def assert_equal(lines: list[dict], others: list[dict]) -> None:
+    assert [line["step"] for line in lines] == [line["step"] for line in others]
+    for line, other in zip(lines, others, strict=True):
+        assert line == pytest.approx(other, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_five_steps_are_the_cpus(runs, name):
+    _, on_npu = runs("npu", name)
+    _, on_cpu = runs("cpu", name)
+    assert [answer["device"] for answer in on_npu] == [f"npu:{rank}" for rank in range(len(on_npu))]
+    assert {answer["device"] for answer in on_cpu} == {"cpu"}
+    lines = on_npu[0]["lines"]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
+    assert_equal(lines, on_cpu[0]["lines"])
+
+
+def test_the_message_library_has_its_limits(runs):
+    _, (answer,) = runs("npu", "alone")
+    # 1800 s of parallel.timeout_seconds and a minute, in whole steps of 68.
+    assert answer["hccl"] == {"HCCL_CONNECT_TIMEOUT": "1860", "HCCL_EXEC_TIMEOUT": "1972"}
+
+
+@pytest.mark.parametrize("saved, resumed", [("npu", "cpu"), ("cpu", "npu")])
+def test_a_checkpoint_goes_on_on_the_other_device(runs, rank_server, npu_server, shards, tmp_path, saved, resumed):
+    folder, (straight,) = runs(saved, "alone")
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000005")
+    server = npu_server if resumed == "npu" else rank_server
+    (answer,) = server.run(1, PROGRAM, shards=str(shards), folder=str(tmp_path / "run"), layout={})
+    assert answer["device"].startswith(resumed)
+    assert_equal(answer["lines"][-1:], straight["lines"][-1:])
+    log = Path(server.folder / f"world-{server.worlds - 1:03d}" / "rank-0.log").read_text()
+    assert "resumes after step 4" in log and "saved on another kind of device" in log
