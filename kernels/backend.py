@@ -15,6 +15,10 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+UP_TO_FP32 = (torch.bfloat16, torch.float16, torch.float32)
+"""What accelerators without fp64 units compute in."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     """An implementation that fulfils an operation's contract on some devices."""

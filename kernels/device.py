@@ -26,7 +26,7 @@ def interface(device_type: str) -> ModuleType:
 
 def is_accelerator(device: torch.device) -> bool:
     """Whether it has memory and a queue of its own, apart from the host's."""
-    return device.type != "cpu"
+    return device.type not in ("cpu", "meta")
 
 
 def choose(device: torch.device) -> None:
@@ -88,6 +88,11 @@ def adds_products_in_fp32(tensor: Tensor) -> bool:
 def cuda_capability() -> tuple[int, int] | None:
     """(major, minor) of the CUDA device here; None if there is none."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def npu_is_there() -> bool:
+    """Whether torch_npu is loaded and sees a device."""
+    return hasattr(torch, "npu") and torch.npu.is_available()
 
 
 def cuda_version() -> str | None:

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from .device import cuda_capability
+from .device import cuda_capability, npu_is_there
 
 NATIVE_FOLDER = Path(__file__).resolve().parents[1] / "csrc"
 
@@ -38,6 +38,11 @@ def cuda_refusal() -> str | None:
     if native_library("cuda") is None:
         return "csrc/cuda is not built: install the engine where nvcc and a CUDA build of torch are"
     return None if cuda_capability() else "no CUDA device is there"
+
+
+def npu_refusal() -> str | None:
+    """Why torch_npu's own operators cannot be used here; None if they can."""
+    return None if npu_is_there() else "no NPU is there that torch_npu reaches (docs/ascend.md)"
 
 
 def native_library(name: str) -> Path | None:

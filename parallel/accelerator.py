@@ -26,7 +26,7 @@ import torch.distributed as distributed
 from torch.utils._device import _device_constructors
 
 from ..kernels import host_memory
-from ..kernels.device import interface
+from ..kernels.device import interface, npu_is_there
 from ..kernels.ranks import DEVICE_TYPES
 
 MEGATRON_VERSION = "0.16.1"
@@ -115,8 +115,7 @@ def present() -> str:
     if torch.cuda.is_available():
         return "cuda"
     # torch has loaded torch_npu by itself where it is installed, unless TORCH_DEVICE_BACKEND_AUTOLOAD is 0.
-    loaded = getattr(torch, "npu", None)
-    return "npu" if switch != "0" and loaded is not None and loaded.is_available() else "cpu"
+    return "npu" if switch != "0" and npu_is_there() else "cpu"
 
 
 def _npu_refusal() -> str | None:
@@ -137,7 +136,7 @@ def _npu_refusal() -> str | None:
         importlib.import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
         return f"torch_npu does not load ({error}): source CANN's set_env.sh first (docs/ascend.md)"
-    if not torch.npu.is_available():
+    if not npu_is_there():
         return "torch_npu sees no NPU: look at npu-smi info, ASCEND_RT_VISIBLE_DEVICES and the driver's user group"
     return None
 

@@ -68,4 +68,6 @@ def test_a_checkpoint_goes_on_on_the_other_device(runs, rank_server, npu_server,
     assert answer["device"].startswith(resumed)
     assert_equal(answer["lines"][-1:], straight["lines"][-1:])
     log = Path(server.folder / f"world-{server.worlds - 1:03d}" / "rank-0.log").read_text()
-    assert "resumes after step 4" in log and "saved on another kind of device" in log
+    assert "resumes after step 4" in log
+    # What the NPU had chosen runs on a CPU too, and is kept; the CPU's own kernels run nowhere else.
+    assert ("saved on another kind of device" in log) == (saved == "cpu")

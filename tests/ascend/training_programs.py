@@ -33,4 +33,8 @@ def trained(
     device = build_mesh(ParallelConfig(**layout)).device
     leave_world()
     lines = [{key: line[key] for key in FIGURES if key in line} for line in read_metrics(Path(folder, METRICS_FILE))]
-    return {"device": str(device), "lines": lines, "hccl": {k: v for k, v in os.environ.items() if k.startswith("HCCL")}}
+    return {
+        "device": str(device),
+        "lines": lines,
+        "hccl": {k: v for k, v in os.environ.items() if k.startswith("HCCL")},
+    }

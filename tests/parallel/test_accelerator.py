@@ -115,7 +115,7 @@ def test_the_present_accelerator_is_the_wished_one_or_the_one_that_works(monkeyp
 
 
 @pytest.mark.parametrize(
-    "wish, told", [("tpu", "CONTENTV_DEVICE is 'tpu'; cpu and cuda"), ("cuda", "sees no CUDA device")]
+    "wish, told", [("tpu", "CONTENTV_DEVICE is 'tpu'; cpu, cuda and npu"), ("cuda", "sees no CUDA device")]
 )
 def test_a_wish_that_cannot_be_met_is_refused(monkeypatch, wish, told):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
