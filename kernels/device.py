@@ -95,9 +95,9 @@ def npu_is_there() -> bool:
     return hasattr(torch, "npu") and torch.npu.is_available()
 
 
-def cuda_version() -> str | None:
-    """Of the CUDA that torch was built for."""
-    return torch.version.cuda
+def toolkits() -> dict[str, str]:
+    """Name and version of what torch was built for."""
+    return {"cuda": torch.version.cuda or "none"}
 
 
 def profiler_activity(device: torch.device) -> torch.profiler.ProfilerActivity:
