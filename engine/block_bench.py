@@ -11,7 +11,7 @@ from math import prod
 
 import torch
 
-from ..kernels.device import name_of, peak_memory_mib, profiler_activity, wait_for
+from ..kernels.device import name_of, peak_memory_mib, profiler_activity, repeat_bits, wait_for
 from ..kernels.registry import choose
 from ..model.block import Block
 from ..model.config import ModelConfig
@@ -69,6 +69,7 @@ class BlockMeasurement:
 def measure_block(wanted: BlockBenchmark) -> BlockMeasurement:
     """Builds the block on the present device with random weights and tokens, and times it."""
     mesh = build_mesh(ParallelConfig())
+    repeat_bits(mesh.device, wanted.repeatable)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted.precision]
     kernels = choose(mesh.device.type, wanted.wish, dtype=dtype, repeatable=wanted.repeatable)
     with mesh.device:

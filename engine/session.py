@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.config import KernelConfig
+from ..kernels.device import repeat_bits
 from ..kernels.registry import KernelSet, choose, chosen_elsewhere
 from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
@@ -99,6 +100,7 @@ def open_session(config: RunConfig) -> Session:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     mesh = build_mesh(config.parallel)
+    repeat_bits(mesh.device, config.kernels.repeatable)
     config.micro_batches(mesh.world_size)
     check_folder("run.folder", config.run.folder)
     files = config_yaml.CONFIG_FILE, METRICS_FILE, OUTCOME_FILE

@@ -42,6 +42,18 @@ def chosen_for(tensor: Tensor) -> contextlib.AbstractContextManager:
     return interface(tensor.device.type).device_of(tensor)
 
 
+def repeat_bits(device: torch.device, wanted: bool) -> None:
+    """Asks a device's vendor for sums in an order that is always the same, where it has others by default.
+
+    On an NPU those are matrix products, the gradients of attention and of RMSNorm, and more. CANN takes the switch once
+    a thread, before its first operator (CANN 8.3, operator library, deterministic computing), so it cannot be turned
+    for one call: a run asks at its start. Memory is not filled with NaN on that account.
+    """
+    if device.type == "npu":
+        torch.use_deterministic_algorithms(wanted, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """Largest memory so far, in MiB: of the accelerator's allocator, or of this process on a CPU."""
     if is_accelerator(device):

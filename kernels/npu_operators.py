@@ -4,9 +4,6 @@ torch_npu is not imported here: the operators are in `torch.ops.npu` once it is 
 binds each function to the schemas of two releases; what is not written here is bound by nothing.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -58,19 +55,3 @@ def adam_w(
         beta1 ** (step - 1), beta2 ** (step - 1), lr, weight_decay, beta1, beta2, epsilon, gradient, None, False,
         False, var=master, m=moment1, v=moment2,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def repeatable() -> Iterator[None]:
-    """Inside, CANN sums in an order that is always the same, where it has a slower kernel that does.
-
-    torch_npu hands torch's switch on with every operator. Memory is not filled with NaN on that account.
-    """
-    mode, fills = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = fills and mode > 0
-    torch.use_deterministic_algorithms(True, warn_only=mode != 2)
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fills

@@ -1,8 +1,8 @@
 """Joint attention by CANN's FlashAttentionScore, through torch_npu's npu_fusion_attention and its gradient.
 
 It keeps the maximum and the sum of every row apart; lse is their join, and with lse for a maximum and 1 for a sum its
-gradient makes the same weights: exp(score - lse) / 1. Its keys' gradients are summed by several cores: `repeatable`
-asks for the fixed order.
+gradient makes the same weights: exp(score - lse) / 1. Its gradient repeats its bits where CANN was told to
+(kernels/device.py, `repeat_bits`).
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import npu_operators
 from ..backend import UP_TO_FP32
-from ..npu_operators import STATISTICS, repeatable
+from ..npu_operators import STATISTICS
 from .vendor import Vendor, backend
 
 
@@ -21,8 +21,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Ten
 
 def _backward(d_out, q, k, v, out, lse, scale):
     statistics = lse.unsqueeze(-1).expand(*lse.shape, STATISTICS).contiguous()
-    with repeatable():
-        return npu_operators.attention_gradients(d_out, q, k, v, out, statistics, torch.ones_like(statistics), scale)
+    return npu_operators.attention_gradients(d_out, q, k, v, out, statistics, torch.ones_like(statistics), scale)
 
 
 VENDOR = Vendor(

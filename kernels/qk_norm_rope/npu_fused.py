@@ -1,14 +1,14 @@
 """QK-RMSNorm and rotation by CANN's RmsNorm and RotaryPositionEmbedding, through torch_npu.
 
 Two operators, and both round to their inputs' dtype: they are given fp32, so that only the result is rounded. What that
-costs is memory traffic, which a kernel of one pass (npu_triton) saves.
+costs is memory traffic, which a kernel of one pass (npu_triton) saves. The gains' gradients repeat their bits where
+CANN was told to (kernels/device.py, `repeat_bits`).
 """
 
 import torch
 from torch import Tensor
 
 from .. import npu_operators
-from ..npu_operators import repeatable
 from .operator import operator
 
 MOST = 1000
@@ -55,10 +55,9 @@ def backward(
         if cos_SR is not None:
             cos, sin = _tables(cos_SR, sin_SR)
             d_normed = npu_operators.rotated_halves(d_normed, cos, -sin)
-        with repeatable():
-            d_x, d_gain = npu_operators.rms_norm_gradients(
-                d_normed, x_SBHE.float().contiguous(), gain_E.float(), reciprocal_SBH.unsqueeze(-1)
-            )
+        d_x, d_gain = npu_operators.rms_norm_gradients(
+            d_normed, x_SBHE.float().contiguous(), gain_E.float(), reciprocal_SBH.unsqueeze(-1)
+        )
         d_x_SBHE.copy_(d_x)
         d_gain_E.copy_(d_gain)
 

@@ -17,24 +17,30 @@ from tests.engine.small_run import small_config
 FIGURES = ("step", "loss", "grad_norm", "validation_loss")
 
 
-def trained(
-    *, shards: str, folder: str, layout: dict, steps: int = 5, wish: tuple = (), repeatable: bool = True, **model
-) -> dict:
-    """Trains to step `steps`, or resumes there; its lines, where it ran and by which kernels."""
+def trained(*, shards: str, folder: str, layout: dict | None = None, model: dict | None = None, batch: int = 4) -> dict:
+    """Trains to step 5, or resumes there; its lines, and where it ran."""
     torch.set_num_threads(1)
     config = small_config(
         Path(folder),
         Path(shards),
-        model={"layers": 2, "heads": 3, **model},
-        trainer={"max_steps": steps, "checkpoint_every": 4, "keep_checkpoints": 3, "validate_every": 4},
+        model=model or {"layers": 2, "heads": 3},
+        trainer={
+            "max_steps": 5,
+            "checkpoint_every": 4,
+            "keep_checkpoints": 3,
+            "validate_every": 4,
+            "global_batch": batch,
+            "micro_batch": batch // 2,
+        },
     )
-    kernels = replace(config.kernels, wish=tuple(wish), repeatable=repeatable)
-    trainer.train(replace(config, parallel=ParallelConfig(**layout), kernels=kernels), StopSignals())
-    device = build_mesh(ParallelConfig(**layout)).device
+    parallel = ParallelConfig(**(layout or {}))
+    trainer.train(replace(config, parallel=parallel), StopSignals())
+    device = build_mesh(parallel).device
     leave_world()
     lines = [{key: line[key] for key in FIGURES if key in line} for line in read_metrics(Path(folder, METRICS_FILE))]
     return {
         "device": str(device),
+        "asked to repeat": torch.are_deterministic_algorithms_enabled(),
         "lines": lines,
         "hccl": {k: v for k, v in os.environ.items() if k.startswith("HCCL")},
     }

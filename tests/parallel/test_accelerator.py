@@ -199,13 +199,19 @@ def test_more_ranks_than_devices_are_refused(monkeypatch, count, shown):
 
 
 def test_the_message_library_waits_a_little_longer_than_the_watch_and_what_is_set_stays(monkeypatch):
-    assert accelerator.hccl_environment(30.0) == {"HCCL_CONNECT_TIMEOUT": "120", "HCCL_EXEC_TIMEOUT": "136"}
-    assert accelerator.hccl_environment(86400.0) == {"HCCL_CONNECT_TIMEOUT": "7200", "HCCL_EXEC_TIMEOUT": "86496"}
-    monkeypatch.setattr(accelerator.os, "environ", environment := {"HCCL_EXEC_TIMEOUT": "7"})
+    def limits(seconds):
+        told = accelerator.hccl_environment(seconds)
+        assert told.pop("HCCL_DETERMINISTIC") == "true"
+        return told
+
+    assert limits(30.0) == {"HCCL_CONNECT_TIMEOUT": "120", "HCCL_EXEC_TIMEOUT": "136"}
+    assert limits(86400.0) == {"HCCL_CONNECT_TIMEOUT": "7200", "HCCL_EXEC_TIMEOUT": "86496"}
+    own = {"HCCL_EXEC_TIMEOUT": "7", "HCCL_DETERMINISTIC": "false"}
+    monkeypatch.setattr(accelerator.os, "environ", environment := dict(own))
     accelerator.set_up_messages("cpu", 30.0)
-    assert environment == {"HCCL_EXEC_TIMEOUT": "7"}
+    assert environment == own
     accelerator.set_up_messages("npu", 30.0)
-    assert environment == {"HCCL_EXEC_TIMEOUT": "7", "HCCL_CONNECT_TIMEOUT": "120"}
+    assert environment == own | {"HCCL_CONNECT_TIMEOUT": "120"}
 
 
 def test_what_others_replaced_for_npus_stays_and_that_is_said(capsys):
