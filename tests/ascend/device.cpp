@@ -13,6 +13,7 @@
 #include <ATen/ops/as_strided_cpu_dispatch.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/set_cpu_dispatch.h>
+#include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_cpu_dispatch.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
@@ -129,7 +130,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
 
-at::Generator generator;
+at::Generator generators[LARGEST];
+
+const at::Generator& generator_of(DeviceIndex index) { return generators[index < 0 ? current_device : index]; }
 
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override { return true; }
@@ -144,8 +147,8 @@ struct Hooks final : at::PrivateUse1HooksInterface {
     return index < 0 ? current_device : std::exchange(current_device, index);
   }
   c10::Allocator* getPinnedMemoryAllocator() const override { return c10::GetAllocator(c10::kCPU); }
-  const at::Generator& getDefaultGenerator(DeviceIndex) const override { return generator; }
-  at::Generator getNewGenerator(DeviceIndex) const override { return generator.clone(); }
+  const at::Generator& getDefaultGenerator(DeviceIndex index) const override { return generator_of(index); }
+  at::Generator getNewGenerator(DeviceIndex index) const override { return generator_of(index).clone(); }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t size) const override {
     auto fresh = allocator.allocate(size);
     std::memcpy(fresh.get(), storage.data(), std::min(size, storage.nbytes()));
@@ -204,6 +207,10 @@ Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntAr
   return at::cpu::_reshape_alias_symint(self, size, stride);
 }
 
+Tensor unfold(const Tensor& self, int64_t axis, int64_t size, int64_t step) {
+  return at::native::unfold(self, axis, size, step);
+}
+
 Tensor& set_storage(Tensor& self, at::Storage storage, int64_t offset, at::IntArrayRef size, at::IntArrayRef stride) {
   return at::cpu::set_(self, storage, offset, size, stride);
 }
@@ -224,7 +231,7 @@ void by_the_cpu(const c10::OperatorHandle& op, c10::Stack* stack) {
   const auto first = stack->size() - arguments.size();
   for (size_t index = 0; index < arguments.size(); ++index) {
     auto& value = (*stack)[first + index];
-    if (arguments[index].name() == "generator" && value.isNone()) value = generator;
+    if (arguments[index].name() == "generator" && value.isNone()) value = generator_of(-1);
   }
   at::native::cpu_fallback(op, stack);
 }
@@ -237,6 +244,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("as_strided", &as_strided);
   library.impl("view", &view);
   library.impl("_reshape_alias", &reshape_alias);
+  library.impl("unfold", &unfold);
   library.impl("set_.source_Storage_storage_offset", &set_storage);
   library.impl("set_.source_Storage", &set_whole_storage);
   library.impl("resize_", &resize);
@@ -259,8 +267,8 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {  // torch's macros say m
 // What the module that stands for torch_npu asks. ---------------------------------------------------------------------
 
 TORCH_LIBRARY(npu_simulation, library) {
-  library.def("set_generator(Generator? generator) -> ()",
-              [](std::optional<at::Generator> chosen) { generator = std::move(*chosen); });
+  library.def("set_generator(int index, Generator? generator) -> ()",
+              [](int64_t index, std::optional<at::Generator> chosen) { generators[index] = std::move(*chosen); });
   library.def("held() -> int", []() { return held.load(); });
   library.def("peak() -> int", []() { return peak.load(); });
   library.def("reset_peak() -> ()", []() { peak = held.load(); });

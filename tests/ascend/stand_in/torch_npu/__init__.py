@@ -20,7 +20,7 @@ torch.utils.rename_privateuse1_backend("npu")
 
 from . import npu  # noqa: E402 - what it names exists only now
 
-npu.seed_the_generator()
+npu.hand_over_generators()
 torch._register_device_module("npu", npu)
 torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
 
@@ -28,6 +28,13 @@ from . import hccl, operators  # noqa: E402
 
 operators.register()
 hccl.register()
+
+
+def __getattr__(name: str):
+    """The operators stand at the top of torch_npu too, where transformers and diffusers look for them."""
+    if not name.startswith("npu_"):
+        raise AttributeError(f"the simulated torch_npu has no {name}")
+    return getattr(torch.ops.npu, name)
 
 
 def _autoload() -> None:

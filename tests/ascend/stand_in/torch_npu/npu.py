@@ -8,12 +8,13 @@ import torch
 _simulation = torch.ops.npu_simulation
 NAME = "Ascend910B3 (simulated)"
 MEMORY = 64 * 2**30
-default_generators = (torch.Generator(),)
+default_generators = tuple(torch.Generator() for _ in range(_simulation.device_count()))
 
 
-def seed_the_generator() -> None:
-    """Gives the device its own generator: one seed for all devices, apart from the CPU's."""
-    _simulation.set_generator(default_generators[0])
+def hand_over_generators() -> None:
+    """Each device draws from its own, apart from the CPU's."""
+    for index, generator in enumerate(default_generators):
+        _simulation.set_generator(index, generator)
 
 
 def is_available() -> bool:
@@ -86,18 +87,20 @@ def empty_cache() -> None:
 
 
 def get_rng_state(device="npu") -> torch.Tensor:
-    return default_generators[0].get_state()
+    return default_generators[_index(device)].get_state()
 
 
 def set_rng_state(state: torch.Tensor, device="npu") -> None:
-    default_generators[0].set_state(state)
+    default_generators[_index(device)].set_state(state)
 
 
 def manual_seed(seed: int) -> None:
-    default_generators[0].manual_seed(seed)
+    default_generators[current_device()].manual_seed(seed)
 
 
-manual_seed_all = manual_seed
+def manual_seed_all(seed: int) -> None:
+    for generator in default_generators:
+        generator.manual_seed(seed)
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:
