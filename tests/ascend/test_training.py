@@ -57,13 +57,34 @@ def test_the_quickstarts_own_sizes(rank_server, npu_server, quickstart_shards, t
     own = {"layers": 4, "heads": 4, "head_width": 64, "text_width": 384, "pooled_width": 384}
     answers = [
         server.run(
-            1, PROGRAM, shards=str(quickstart_shards), folder=str(tmp_path / name), layout={}, model=own, batch=8
+            1, PROGRAM, shards=str(quickstart_shards), folder=str(tmp_path / name), layout={}, model=own, global_batch=8
         )
         for name, server in (("npu", npu_server), ("cpu", rank_server))
     ]
     (on_npu,), (on_cpu,) = answers
     assert on_npu["device"] == "npu:0"
     assert_equal(on_npu["lines"], on_cpu["lines"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout, changes",
+    [
+        ({"pipeline": 2}, {}),
+        ({"tensor": 2, "sequence": True}, {}),
+        ({"context": 2, "ulysses": 1}, {}),
+        ({}, {"recompute": "full"}),
+        ({"distributed_optimizer": False}, {}),
+    ],
+    ids=["pipeline", "sequence", "ring", "data parallel, recomputing", "data parallel, states whole"],
+)
+def test_other_layouts(rank_server, npu_server, shards, tmp_path, layout, changes):
+    on_npu, on_cpu = (
+        server.run(2, PROGRAM, shards=str(shards), folder=str(tmp_path / name), layout=layout, **changes)
+        for name, server in (("npu", npu_server), ("cpu", rank_server))
+    )
+    assert [answer["device"] for answer in on_npu] == ["npu:0", "npu:1"]
+    assert_equal(on_npu[0]["lines"], on_cpu[0]["lines"])
 
 
 def test_cann_and_hccl_are_asked_to_repeat_their_bits_and_have_their_limits(runs):

@@ -17,21 +17,16 @@ from tests.engine.small_run import small_config
 FIGURES = ("step", "loss", "grad_norm", "validation_loss")
 
 
-def trained(*, shards: str, folder: str, layout: dict | None = None, model: dict | None = None, batch: int = 4) -> dict:
-    """Trains to step 5, or resumes there; its lines, and where it ran."""
+def trained(
+    *, shards: str, folder: str, layout: dict | None = None, model: dict | None = None, **changes
+) -> dict:  # fmt: skip
+    """Trains to step 5, or resumes there; its lines, and where it ran. `changes`: of the trainer's configuration."""
     torch.set_num_threads(1)
     config = small_config(
         Path(folder),
         Path(shards),
         model=model or {"layers": 2, "heads": 3},
-        trainer={
-            "max_steps": 5,
-            "checkpoint_every": 4,
-            "keep_checkpoints": 3,
-            "validate_every": 4,
-            "global_batch": batch,
-            "micro_batch": batch // 2,
-        },
+        trainer={"max_steps": 5, "checkpoint_every": 4, "keep_checkpoints": 3, "validate_every": 4} | changes,
     )
     parallel = ParallelConfig(**(layout or {}))
     trainer.train(replace(config, parallel=parallel), StopSignals())
