@@ -246,9 +246,9 @@ def _left_to_us(replacements: tuple[Replacement, ...]) -> tuple[Replacement, ...
 
 
 def _is_replaced(value: Any) -> bool:
-    code = getattr(value, "__code__", None)
-    made_in = code.co_filename if code else getattr(value, "__module__", None) or ""
-    return any(name in made_in for name in ("torch_npu", "mindspeed"))
+    # A decorated function says that it is of torch's module; where it was written its globals say.
+    module = getattr(value, "__globals__", {}).get("__name__") or getattr(value, "__module__", None) or ""
+    return module.partition(".")[0] in ("torch_npu", "mindspeed")
 
 
 def _returning(value: Any) -> Callable[[Any], Any]:

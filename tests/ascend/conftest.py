@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.engine.small_run import NoCodec, write_shards
 @pytest.fixture(scope="session")
 def npu_environment(tmp_path_factory) -> dict[str, str]:
     """For a process that shall see two simulated NPUs."""
+    if shutil.which(simulation.COMPILER) is None:
+        pytest.skip(f"no C++ compiler ({simulation.COMPILER}) is here to build the simulated NPU with")
     return simulation.environment(tmp_path_factory.mktemp("npu"), devices=2)
 
 

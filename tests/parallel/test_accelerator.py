@@ -215,8 +215,9 @@ def test_the_message_library_waits_a_little_longer_than_the_watch_and_what_is_se
 
 
 def test_what_others_replaced_for_npus_stays_and_that_is_said(capsys):
-    source = compile("def theirs(): return 'theirs'", "/site-packages/torch_npu/contrib/transfer_to_npu.py", "exec")
-    exec(source, scope := {})
+    scope = {"__name__": "torch_npu.contrib.transfer_to_npu"}
+    exec("def theirs(): return 'theirs'", scope)
+    scope["theirs"].__module__ = "torch.cuda"  # as functools.wraps leaves it
     owner = SimpleNamespace(taken=scope["theirs"], free=lambda: "torch's")
     wanted = tuple(Replacement(owner, name, "a test", lambda _: lambda: "ours") for name in ("taken", "free"))
     left = accelerator._left_to_us(wanted)
