@@ -16,7 +16,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from ..kernels.config import KernelConfig
-from ..kernels.device import name_of, peak_memory_mib, wait_for
+from ..kernels.device import name_of, peak_memory_mib, repeat_bits, wait_for
 from ..kernels.registry import KernelSet, choose
 from ..model import published
 from ..model.config import FlowConfig, ModelConfig, Position
@@ -124,6 +124,7 @@ class GivenPath:
 def measure_step(wanted: StepBenchmark) -> StepMeasurement:
     """Runs the warm-up and the timed steps. ValueError for weights or inputs that do not fit the shapes asked for."""
     mesh = build_mesh(ParallelConfig())
+    repeat_bits(mesh.device, wanted=True)
     kernels = choose(mesh.device.type)
     base_mib = psutil.Process().memory_info().rss / 2**20
     training = prepare(wanted, mesh, kernels)

@@ -11,7 +11,7 @@ from math import prod
 
 import torch
 
-from ..kernels.device import name_of, peak_memory_mib, wait_for
+from ..kernels.device import name_of, peak_memory_mib, profiler_activity, repeat_bits, wait_for
 from ..kernels.registry import choose
 from ..model.block import Block
 from ..model.config import ModelConfig
@@ -69,6 +69,7 @@ class BlockMeasurement:
 def measure_block(wanted: BlockBenchmark) -> BlockMeasurement:
     """Builds the block on the present device with random weights and tokens, and times it."""
     mesh = build_mesh(ParallelConfig())
+    repeat_bits(mesh.device, wanted.repeatable)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted.precision]
     kernels = choose(mesh.device.type, wanted.wish, dtype=dtype, repeatable=wanted.repeatable)
     with mesh.device:
@@ -126,12 +127,10 @@ def _seconds(work: Callable[[], object], times: int, device: torch.device) -> li
 
 
 def _longest(step, device: torch.device) -> list[tuple[str, float]]:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    activity = profiler_activity(device)
+    with torch.profiler.profile(activities=[activity]) as profile:
         step()
         wait_for(device)
-    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    key = "self_cpu_time_total" if activity == torch.profiler.ProfilerActivity.CPU else "self_device_time_total"
     events = sorted(profile.key_averages(), key=lambda event: -getattr(event, key))
     return [(event.key, getattr(event, key) / 1e3) for event in events[:25]]

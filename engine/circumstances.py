@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.device import name_of
+from ..kernels.device import name_of, toolkits
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT_VARIABLE = "CONTENTV_COMMIT"
@@ -58,7 +58,7 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+    found = {"python": platform.python_version(), **toolkits()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

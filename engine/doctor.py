@@ -99,7 +99,12 @@ PARTS = (
         "nvidia-dali-cuda130",
         "nvidia-dali-cuda120",
     ),
-    _optional("torch_npu", "torch_npu", NOT_YET, "pip install torch_npu"),
+    _optional(
+        "torch_npu",
+        "torch_npu",
+        "training on Ascend NPUs",
+        "pip install torch_npu, of torch's own number, after the driver and CANN (docs/ascend.md)",
+    ),
 )
 
 
@@ -127,7 +132,7 @@ VENDORS = (
         name="Ascend",
         files="/dev/davinci[0-9]*",
         interface="npu",
-        remedy=f"{NOT_YET}: pip install torch_npu",
+        remedy="training on them: pip install torch_npu, of torch's own number, and USE_ASCEND_NPU=1 (docs/ascend.md)",
     ),
 )
 

@@ -12,7 +12,7 @@ from ..model.codecs.wan import WanCodec
 from ..model.text import TEXTS, load_text
 from ..model.text.sd3 import SD3Text
 from ..model.text.text import TextEncoder
-from ..parallel.accelerator import present
+from ..parallel.accelerator import present, shared_device
 from ..parallel.world import local_rank
 
 
@@ -42,7 +42,4 @@ def open_text(given: str, tokens: int | None = None, device: str | torch.device 
 
 def local_device() -> torch.device:
     """The accelerator of this process among those of its node, which share them out by their local rank."""
-    kind = present()
-    if kind == "cpu":
-        return torch.device(kind)
-    return torch.device(kind, local_rank(os.environ) % torch.cuda.device_count())
+    return shared_device(present(), local_rank(os.environ))

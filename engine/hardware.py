@@ -17,6 +17,10 @@ class Hardware:
     """Regular expression of the whole name its driver reports."""
     peak_tflops: Mapping[Precision, float]
     """Dense matrix products, 10^12 operations a second; fp32 is true fp32, torch's default, not TF32."""
+    memory_gbs: float
+    """10^9 bytes a second of its memory, read or written."""
+    link_gbs: float
+    """10^9 bytes a second that it sends to the others of its node, all links together; 0 where none is published."""
     source: str
 
 
@@ -25,27 +29,44 @@ HARDWARE = (
         name="H100 SXM",
         pattern=r"NVIDIA H100 80GB HBM3",
         peak_tflops={"bf16": 989.4, "fp32": 66.9},
+        memory_gbs=3350.0,
+        link_gbs=450.0,
         source="NVIDIA H100 Tensor Core GPU Architecture white paper, SXM5, without sparsity",
     ),
     Hardware(
         name="H200",
         pattern=r"NVIDIA H200",
         peak_tflops={"bf16": 989.4, "fp32": 66.9},
+        memory_gbs=4800.0,
+        link_gbs=450.0,
         source="NVIDIA H200 datasheet, SXM: the H100's chip, without sparsity",
     ),
     Hardware(
         name="A100",
         pattern=r"(NVIDIA )?A100(-SXM4|-PCIE|-SXM)-(40|80)GB|NVIDIA A100 80GB PCIe",
         peak_tflops={"bf16": 312.0, "fp32": 19.5},
+        memory_gbs=1555.0,  # 40 GB; 1935 to 2039 with 80
+        link_gbs=300.0,
         source="NVIDIA A100 Tensor Core GPU datasheet, without sparsity",
     ),
     Hardware(
-        name="Ascend 910B",
-        pattern=r"Ascend ?910B\d?",
-        peak_tflops={},
-        source="sources conflict, 280 to 376 TFLOP/s at 16 bits, by model",
+        name="Ascend 910B, 64 GB",
+        pattern=r"Ascend ?910B[1-3]?",
+        peak_tflops={"bf16": 376.0, "fp32": 94.0},
+        memory_gbs=1600.0,
+        link_gbs=196.0,
+        source="sources conflict, 280 to 376 TFLOP/s at 16 bits, by model and by author; taken is the largest, half of "
+        "the 752 of a 910C of two such dies (CloudMatrix384, arXiv 2506.12708), so that no share is flattered; fp32 is "
+        "a quarter of it, as cube products are; set trainer.peak_tflops to your own",
     ),
-    Hardware(name="CPU", pattern="cpu", peak_tflops={}, source="no figure is published for a CPU as such"),
+    Hardware(
+        name="CPU",
+        pattern="cpu",
+        peak_tflops={},
+        memory_gbs=0.0,
+        link_gbs=0.0,
+        source="no figure is published for a CPU as such",
+    ),
 )
 
 

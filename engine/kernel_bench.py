@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..kernels import registry
 from ..kernels.case import Case, Cost
-from ..kernels.device import wait_for
+from ..kernels.device import is_accelerator, last_cache_bytes, seconds_between, wait_for
 from ..kernels.ranks import OPERATIONS
 from ..kernels.registry import TABLE
 
@@ -31,8 +30,6 @@ _ROUNDS = 5
 _QUEUED = 10
 _PAUSE = 0.01
 """Seconds: ten calls through the dispatcher and autograd take the host less."""
-_CYCLES = 2e9
-"""Of a device's clock in a second, no less."""
 _CACHES = 4
 """Inputs rotate through at least so many times the device's last cache: a kernel must fetch what it reads."""
 
@@ -226,9 +223,7 @@ def _endless(items: list) -> Iterator:
 
 
 def _sets(cost: Cost, device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    cache = last_cache_bytes(device)
     return max(1, min(8, math.ceil(_CACHES * cache / max(cost.forward_bytes, 1))))
 
 
@@ -242,7 +237,7 @@ def _in_turns(calls: dict[str, Callable], wanted: KernelBenchmark) -> dict[str, 
 
 def _times(call: Callable, device: torch.device, seconds: float) -> list[float]:
     """Seconds of calls for about so long, at least one; the first is left out where there is time for a second."""
-    measure = _queued if device.type == "cuda" else _waited
+    measure = _queued if is_accelerator(device) else _waited
     started = time.perf_counter()
     times = measure(call, device)
     while time.perf_counter() - started < seconds:
@@ -257,23 +252,12 @@ def _waited(call: Callable, device: torch.device) -> list[float]:
     return [time.perf_counter() - started]
 
 
-def _queued(call: Callable, _device: torch.device) -> list[float]:
+def _queued(call: Callable, device: torch.device) -> list[float]:
     """Several calls behind a pause long enough for the host to queue them all: its own time is in none of them.
 
     A call that takes longer than the pause is timed alone.
     """
-    alone = _between_events([call])
+    alone = seconds_between([call], device)
     if alone[0] > _PAUSE:
         return alone
-    torch.cuda._sleep(int(_PAUSE * _CYCLES))
-    return _between_events([call] * _QUEUED)
-
-
-def _between_events(calls: list[Callable]) -> list[float]:
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(calls) + 1)]
-    events[0].record()
-    for call, event in zip(calls, events[1:], strict=True):
-        call()
-        event.record()
-    torch.cuda.synchronize()
-    return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(events)]
+    return seconds_between([call] * _QUEUED, device, pause=_PAUSE)

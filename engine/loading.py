@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 
+from ..kernels.device import sent_to
 from ..model.codecs.codec import latent_size
 from ..model.config import PATCH
 from ..model.flow import Caption, Clips
@@ -48,13 +49,8 @@ class StepLoader:
 def to_device(batch: Batch, device: torch.device) -> Clips:
     """Clips on `device`; on an accelerator by way of pinned memory, so that the host does not wait for the copy."""
 
-    def move(tensor: torch.Tensor) -> torch.Tensor:
-        if device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(device, non_blocking=True)
-
     return Clips(
-        latents_BCFYX=move(batch.latents_BCFYX),
-        caption=Caption(move(batch.tokens_BTW), move(batch.pooled_BW)),
-        sample_B=move(batch.sample_B),
+        latents_BCFYX=sent_to(device, batch.latents_BCFYX),
+        caption=Caption(sent_to(device, batch.tokens_BTW), sent_to(device, batch.pooled_BW)),
+        sample_B=sent_to(device, batch.sample_B),
     )

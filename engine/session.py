@@ -1,6 +1,7 @@
 """Everything a run trains with, put together from its configuration: mesh, kernels, data, model, optimizer."""
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..kernels.config import KernelConfig
-from ..kernels.registry import KernelSet, choose
+from ..kernels.device import repeat_bits
+from ..kernels.registry import KernelSet, choose, chosen_elsewhere
 from ..model.codecs.codec import saved_identity
 from ..model.flow import Caption, FlowMatching, Objective
 from ..model.mmdit import build
@@ -98,6 +100,7 @@ def open_session(config: RunConfig) -> Session:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     mesh = build_mesh(config.parallel)
+    repeat_bits(mesh.device, config.kernels.repeatable)
     config.micro_batches(mesh.world_size)
     check_folder("run.folder", config.run.folder)
     files = config_yaml.CONFIG_FILE, METRICS_FILE, OUTCOME_FILE
@@ -113,7 +116,7 @@ def open_session(config: RunConfig) -> Session:
     stored = checkpoint.verify(last, tensor_digests(last), mesh) if last else None
     kernels = agreed_kernels(
         mesh,
-        facts.kernels if facts else config.kernels.wishes(),
+        _wishes(config, facts, mesh),
         DTYPES[config.trainer.precision],
         repeatable=config.kernels.repeatable,
     )
@@ -283,6 +286,15 @@ def _resumable(
     facts = read_facts(last)
     check_resume(last, facts, config, dataset.codec_identity, dataset.manifest.text)
     return last, facts
+
+
+def _wishes(config: RunConfig, facts: CheckpointFacts | None, mesh: Mesh) -> Mapping[str, str]:
+    """A resume keeps its kernels, unless it goes on another kind of device: then the configuration says anew."""
+    if facts is None or not (moved := chosen_elsewhere(mesh.device.type, facts.kernels)):
+        return facts.kernels if facts else config.kernels.wishes()
+    if moved and mesh.rank == 0:
+        print(f"step {facts.step} was saved on another kind of device: its kernels are chosen anew", file=sys.stderr)
+    return config.kernels.wishes()
 
 
 def _loader(config: RunConfig, dataset: ShardDataset, mesh: Mesh) -> StepLoader:

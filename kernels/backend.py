@@ -15,13 +15,17 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+UP_TO_FP32 = (torch.bfloat16, torch.float16, torch.float32)
+"""What accelerators without fp64 units compute in."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     """An implementation that fulfils an operation's contract on some devices."""
 
     op: str
     name: str
-    """reference, or the file beside the contract: cpu_native, gpu_triton, gpu_cuda, npu_ascend, or a vendor's."""
+    """reference, or the file beside the contract: cpu_native, gpu_triton, npu_fused and so on, or a vendor's."""
     devices: tuple[str, ...]
     """Device types it runs on."""
     load: Callable[[], Callable]

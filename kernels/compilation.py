@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .device import chosen_for
+
 _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -126,7 +128,7 @@ def runs(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
 
     def fill(*arguments) -> None:
         flat = (each for argument in arguments for each in (argument if isinstance(argument, list) else (argument,)))
-        with torch.cuda.device_of(next(each for each in flat if isinstance(each, Tensor))):
+        with chosen_for(next(each for each in flat if isinstance(each, Tensor))):
             for launch in launches(*arguments):
                 launch.run()
 

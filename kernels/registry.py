@@ -162,6 +162,12 @@ def choose_like(device: str, former: Mapping[str, str], *, dtype: torch.dtype = 
     return choose(device, wishes, dtype=dtype)
 
 
+def chosen_elsewhere(device: str, former: Mapping[str, str]) -> bool:
+    """Whether a former run's kernels are those of another kind of device, where no run could have had them here."""
+    chosen = [TABLE[choice] for choice in former.items() if choice in TABLE]
+    return any(device not in backend.devices for backend in chosen)
+
+
 def _wherever_it_is(name: str, table: Table) -> dict[str, str]:
     having = [op for op in OPERATIONS if (op, name) in table]
     return dict.fromkeys(having or OPERATIONS, name)  # a name that none has is refused as a wish for the first

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
+from .device import cuda_capability, npu_is_there
 
 NATIVE_FOLDER = Path(__file__).resolve().parents[1] / "csrc"
 
@@ -19,9 +19,8 @@ def triton_refusal() -> str | None:
     """Why the Triton kernels cannot run here; None if they can."""
     if find_spec("triton") is None:
         return "triton is not installed: pip install triton"
-    if not torch.cuda.is_available():
+    if (capability := cuda_capability()) is None:
         return "no CUDA device is there"
-    capability = torch.cuda.get_device_capability()
     return None if capability >= (8, 0) else f"sm_{capability[0]}{capability[1]} is too old; sm_80 or newer is needed"
 
 
@@ -29,7 +28,12 @@ def cuda_refusal() -> str | None:
     """Why csrc/cuda cannot run here; None if it can."""
     if native_library("cuda") is None:
         return "csrc/cuda is not built: install the engine where nvcc and a CUDA build of torch are"
-    return None if torch.cuda.is_available() else "no CUDA device is there"
+    return None if cuda_capability() else "no CUDA device is there"
+
+
+def npu_refusal() -> str | None:
+    """Why torch_npu's own operators cannot be used here; None if they can."""
+    return None if npu_is_there() else "no NPU is there that torch_npu reaches (docs/ascend.md)"
 
 
 def native_library(name: str) -> Path | None:

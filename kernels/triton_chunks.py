@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import sent_to
+
 CHUNK = 2**16
 """Values of a piece: few enough that a device has thousands of pieces, many enough that their table is nothing."""
 
@@ -28,8 +30,7 @@ def chunk_table(*lists: Sequence[Tensor]) -> Tensor:
         addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
         rows.append(addresses[index] + first * tensors[0].element_size())
     table = torch.stack([*rows, (counts[index] - first).clamp(max=CHUNK)])
-    device = lists[0][0].device
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+    return sent_to(lists[0][0].device, table)
 
 
 def kind_of(tensor: Tensor) -> tl.dtype:

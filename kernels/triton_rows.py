@@ -4,20 +4,15 @@ Each program of a backward kernel keeps sums of the rows it visits in registers 
 partial sums; a second kernel adds those in a fixed order. The same inputs give the same bits on the same device.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .compilation import Config, Launch
+from .device import processors
 
 WIDEST = 16384
 """The most values of a row that a program can hold."""
-
-
-def processors(like: Tensor) -> int:
-    """Multiprocessors of a tensor's device; a few where kernels are interpreted or only compiled."""
-    return torch.cuda.get_device_properties(like.device).multi_processor_count if like.is_cuda else 4
 
 
 def two_parts(width: int) -> tuple[int, int]:
@@ -34,7 +29,7 @@ def two_parts(width: int) -> tuple[int, int]:
 def programs_sharing(tokens: int, config: Config, like: Tensor, groups: int = 1) -> int:
     """How many programs share the rows of each of `groups` samples or blocks of columns: enough to keep the device
     busy, no more than leave each some rows, so that partial sums stay few beside what they are sums of."""
-    most = max(1, processors(like) * config.programs // groups)
+    most = max(1, processors(like.device) * config.programs // groups)
     return min(most, triton.cdiv(tokens, 4 * config.rows))
 
 

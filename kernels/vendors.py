@@ -13,6 +13,8 @@ from importlib.util import find_spec
 import torch
 from packaging.version import Version
 
+from .device import cuda_capability
+
 LOW = (torch.bfloat16, torch.float16)
 """What the attention kernels of vendors compute in."""
 _CUDNN = 90100
@@ -23,9 +25,8 @@ _FLASH_2 = "2.7"
 
 def device_refusal(oldest: tuple[int, int] = (8, 0)) -> str | None:
     """Why no CUDA device here will do; None if one will."""
-    if not torch.cuda.is_available():
+    if (found := cuda_capability()) is None:
         return "no CUDA device is there"
-    found = torch.cuda.get_device_capability()
     return None if found >= oldest else f"sm_{found[0]}{found[1]} is too old; sm_{oldest[0]}{oldest[1]} is needed"
 
 
@@ -48,7 +49,7 @@ def flash_attn_refusal() -> str | None:
     """Why Dao-AILab's flash-attn cannot be used; None if it can."""
     if (reason := device_refusal()) is not None:
         return reason
-    if flash_attn_generation(torch.cuda.get_device_capability()[0]) is not None:
+    if flash_attn_generation(cuda_capability()[0]) is not None:
         return None
     found = _version("flash-attn")
     if found is None:

@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..kernels.ranks import OPERATIONS, backend_names
+from ..kernels.ranks import DEVICE_TYPES, OPERATIONS, backend_names
 
 DTYPES = ("bf16", "fp16", "fp32")
 
@@ -28,7 +28,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--shapes", choices=("model", "odd"), default="model", help=shapes)
     parser.add_argument("--case", action="append", metavar="PART", help="only cases whose name holds this (repeatable)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 on an accelerator, fp32 on a CPU")
-    parser.add_argument("--device", choices=("cpu", "cuda", "npu"), help="default: the accelerator, if there is one")
+    parser.add_argument("--device", choices=DEVICE_TYPES, help="default: the accelerator, if there is one")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each backend, case and direction; default 0.2")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON here")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the roofline here")

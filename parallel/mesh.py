@@ -11,14 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
+from ..kernels.device import choose
 from . import accelerator
 from .config import ParallelConfig
 from .megatron import parallel_state
 from .tokens import Sharing
 from .watch import Watch
 from .world import announced_world
-
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Mesh:
 
         Without sequence parallelism tensor ranks hold the same tokens, and each brings its share of the same value.
         """
-        distributed.all_reduce(values)
+        accelerator.add_up(values)
         return values if self.config.sequence else values.div_(self.tensor.size())
 
     def gathered(self, value: Any) -> list[Any]:
@@ -197,15 +196,14 @@ def _cut() -> tuple[int, ...]:
 def _join_world(timeout: timedelta) -> torch.device:
     device_type = accelerator.present()
     world = announced_world(os.environ)
-    device = torch.device(device_type)
-    if device_type == "cuda":
-        device = torch.device("cuda", world.local_rank if world else 0)
-        torch.cuda.set_device(device)
+    device = accelerator.device_of(device_type, world.local_rank if world else 0)
+    choose(device)
     if not distributed.is_initialized():
+        accelerator.set_up_messages(device_type, timeout.total_seconds())
         place = (
             {"init_method": f"tcp://{world.address}:{world.port}", "rank": world.rank, "world_size": world.size}
             if world
             else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
         )
-        distributed.init_process_group(BACKENDS[device_type], timeout=timeout, **place)
+        distributed.init_process_group(accelerator.PROCESS_GROUPS[device_type], timeout=timeout, **place)
     return device

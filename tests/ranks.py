@@ -35,10 +35,11 @@ class RankFailure(AssertionError):
 class RankServer:
     """The clean process and the folder its worlds write to; a context manager."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **variables: str):
+        """`variables`: of the server's environment and its ranks', beside this process's own."""
         self.folder = folder
         self.worlds = 0
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CONTENTV_DEVICE": "cpu"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CONTENTV_DEVICE": "cpu"} | variables
         with (folder / "server.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "contentv.tests.ranks"],

@@ -100,6 +100,47 @@ def test_only_parallel_names_megatron():
     assert not wrong, wrong
 
 
+TELLS_DEVICES_APART = {
+    "parallel/accelerator.py": "the seam: which accelerator is present, and megatron's names for it",
+    "kernels/device.py": "the seam: what a device says of itself",
+    "kernels/ranks.py": "the table of backends has a column for each kind of device",
+    "kernels/cuda_library.py": "csrc/cuda's functions take CUDA's stream",
+    "kernels/npu_operators.py": "torch_npu's operators are in torch.ops.npu",
+    "kernels/toolchains.py": "says which library each kind of backend needs",
+    "engine/compile_gate.py": "compiles for GPUs, on none",
+    "engine/doctor.py": "the table of vendors says behind which module each one's devices are",
+}
+"""The only files of the floors, beside backends of GPUs, that say cuda or npu; with the reason."""
+DEVICE_NAMES = re.compile(r"(cuda|npu)(:\d+)?|nccl|hccl")
+
+
+def device_names(path: Path) -> list[str]:
+    """Where a file names a kind of device: torch.cuda, tensor.is_cuda, .npu(), "cuda:0", "nccl"."""
+    found = []
+    docstrings = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and re.fullmatch(r"(is_)?(cuda|npu)|Cuda\w*|Npu\w*", node.attr):
+            found.append(f"{where(path, node.lineno)} .{node.attr}")
+        elif isinstance(node, ast.Constant) and node not in docstrings and DEVICE_NAMES.fullmatch(str(node.value)):
+            found.append(f"{where(path, node.lineno)} {node.value!r}")
+    return found
+
+
+def test_only_the_seam_tells_devices_apart():
+    named = {path.relative_to(ROOT).as_posix(): device_names(path) for path in SHIPPED}
+    wrong = []
+    for name, found in named.items():
+        # An operation's own folder says for which devices each backend is; a backend knows its own.
+        is_operation = re.fullmatch(r"kernels/\w+/\w+\.py", name) is not None
+        if not is_operation and name not in TELLS_DEVICES_APART:
+            wrong += found
+        if is_operation and not name.endswith(("__init__.py", "_cuda.py", "_triton.py", "flash_attn.py")):
+            wrong += found
+    assert not wrong, "\n".join(wrong)
+    silent = [name for name in TELLS_DEVICES_APART if not named[name]]
+    assert not silent, f"{silent} need no place in the list"
+
+
 def test_top_level_folders_are_namespace_packages():
     # A top-level kernels/__init__.py breaks every machine that has Hugging Face's `kernels`.
     assert not [floor for floor in FLOORS if (ROOT / floor / "__init__.py").exists()]
@@ -123,7 +164,7 @@ def test_files_and_functions_keep_their_budgets():
             if length > 60:
                 wrong.append(f"{where(path, node.lineno)} {node.name} has {length} lines, 60 are allowed")
             # A kernel takes the tensors that its operation has: the contract counts them, not this budget.
-            is_kernel = path.parent.parent == ROOT / "kernels"
+            is_kernel = path.parent.parent == ROOT / "kernels" or path.name == "npu_operators.py"
             if len(arguments) > 7 and not is_kernel:
                 wrong.append(f"{where(path, node.lineno)} {node.name} has {len(arguments)} arguments, 7 are allowed")
     assert not wrong, "\n".join(wrong)

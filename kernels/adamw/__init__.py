@@ -20,9 +20,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..backend import Backend
+from ..backend import UP_TO_FP32, Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import cuda_refusal, native_refusal, triton_refusal
+from ..toolchains import cuda_refusal, native_refusal, npu_refusal, triton_refusal
 from ..vendors import apex_refusal
 
 
@@ -79,5 +79,6 @@ BACKENDS = (
     Backend.beside(__name__, "gpu_cuda", ("cuda",), cuda_refusal),
     Backend.beside(__name__, "torch_fused", ("cpu", "cuda")),
     Backend.beside(__name__, "apex", ("cuda",), apex_refusal),
+    Backend.beside(__name__, "npu_fused", ("npu",), npu_refusal, UP_TO_FP32),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

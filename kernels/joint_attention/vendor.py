@@ -30,6 +30,8 @@ class Vendor:
     width_step: int = 8
     """Head widths are multiples of this."""
     largest_width: int = 256
+    others: str = "gpu_triton or reference"
+    """Backends that take what this one does not."""
 
     def padding(self, width: int, more: int = 0) -> int:
         """Channels to add to `width` so that at least `more` are there. ValueError if there is no room."""
@@ -38,7 +40,7 @@ class Vendor:
             what = "gradients through lse need a channel more" if more else "that is too wide"
             raise ValueError(
                 f"the head width is {width}; {self.name} takes up to {self.largest_width} ({what}): wish for "
-                "joint_attention=gpu_triton or reference"
+                f"joint_attention={self.others}"
             )
         return needed - width
 
@@ -46,7 +48,7 @@ class Vendor:
         if q_BHQE.dtype not in self.dtypes:
             raise ValueError(
                 f"queries are {q_BHQE.dtype}; {self.name} takes {', '.join(map(str, self.dtypes))}: train in bf16, or "
-                "wish for joint_attention=gpu_triton or reference"
+                f"wish for joint_attention={self.others}"
             )
 
 

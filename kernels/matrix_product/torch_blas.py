@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..device import adds_products_in_fp32
+
 
 @torch.no_grad()
 def matrix_product(
@@ -14,6 +16,6 @@ def matrix_product(
         return left_NI @ right_IO if bias_O is None else left_NI @ right_IO + bias_O.to(left_NI.dtype)
     if left_NI.dtype == sum_NO.dtype:
         return sum_NO.addmm_(left_NI, right_IO)
-    if left_NI.is_cuda:
+    if adds_products_in_fp32(left_NI):
         return torch.addmm(sum_NO, left_NI, right_IO, out_dtype=sum_NO.dtype, out=sum_NO)
-    return sum_NO.add_(left_NI @ right_IO)  # torch has no product of 16 bits into 32 on a CPU
+    return sum_NO.add_(left_NI @ right_IO)  # torch has no product of 16 bits into 32 elsewhere

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..backend import Backend
+from ..backend import UP_TO_FP32, Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import native_refusal, triton_refusal
+from ..toolchains import native_refusal, npu_refusal, triton_refusal
 
 
 class QkNormRope(Protocol):
@@ -53,5 +53,6 @@ class QkNormRope(Protocol):
 BACKENDS = (
     Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
     Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
+    Backend.beside(__name__, "npu_fused", ("npu",), npu_refusal, UP_TO_FP32),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

@@ -19,7 +19,8 @@ OPERATIONS = StepOperations(forward=3 * 10**12, backward=6 * 10**12, recomputed=
         ("A100-SXM4-40GB", "bf16", 312.0),
         ("NVIDIA H100 PCIe", "bf16", None),  # another chip, a quarter slower
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),  # a seventh of the device
-        ("Ascend910B3", "bf16", None),
+        ("Ascend910B3", "bf16", 376.0),
+        ("Ascend910B4", "bf16", None),  # another model, with 32 GB
         ("cpu", "fp32", None),
         ("anything else", "fp32", None),
     ],

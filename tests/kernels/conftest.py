@@ -24,6 +24,8 @@ if INTERPRETED:
 
         interpreter.repair()
 OURS = ("reference", "cpu_native", "gpu_triton", "gpu_cuda")
+OPCHECKS = "ALL" if present() != "npu" else ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+"""Of torch.library.opcheck: how gradients are registered it can only ask of a CPU or a GPU."""
 INTERPRETED_VALUES = 2**16
 """The interpreter takes a second for what a GPU does in microseconds: larger cases are not given to it."""
 
@@ -52,7 +54,20 @@ def run(function: Callable, arguments: dict, differentiable: tuple[str, ...], dt
         cotangents = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
         gradients = torch.autograd.grad(outputs, [arguments[name] for name in differentiable], cotangents)
         results |= {f"gradient of {name}": each for name, each in zip(differentiable, gradients, strict=True)}
-    return {name: each.detach().double() for name, each in results.items()}
+    return {name: _widened(each.detach()) for name, each in results.items()}
+
+
+def _widened(result: Tensor) -> Tensor:
+    return (result.cpu() if result.device.type == "npu" else result).double()
+
+
+def moved(value, device: str):
+    """Inputs on another device; as they are where they lie there."""
+    if isinstance(value, dict):
+        return {name: moved(each, device) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(moved(each, device) for each in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def distances(result: Tensor, truth: Tensor) -> tuple[float, float]:
@@ -65,7 +80,7 @@ def distances(result: Tensor, truth: Tensor) -> tuple[float, float]:
 
 def refusal(op: str, name: str, dtype: torch.dtype | None = None) -> str | None:
     """Why a backend cannot be tested here, on tensors of this dtype; None if it can."""
-    if INTERPRETED and name == "gpu_triton":
+    if INTERPRETED and name == "gpu_triton" and present() == "cpu":
         return None
     return TABLE[op, name].refuses(present(), dtype)
 
@@ -112,7 +127,9 @@ def agree(poisoned):
 
     def check(op: str, case, dtype: torch.dtype, oracle: Callable, differentiable: tuple[str, ...] = ()) -> None:
         device = present()
-        inputs = import_module(f"contentv.kernels.{op}.cases").inputs(case, dtype=dtype, device=device)
+        # An NPU has no fp64: there the truth is the host's.
+        host = "cpu" if device == "npu" else device
+        inputs = import_module(f"contentv.kernels.{op}.cases").inputs(case, dtype=dtype, device=host)
         truth = run(oracle, inputs, differentiable, torch.float64)
         plain = run(oracle, inputs, differentiable, dtype)
         for (each, name), backend in TABLE.items():
@@ -121,7 +138,7 @@ def agree(poisoned):
             if INTERPRETED and name == "gpu_triton" and not is_interpretable(inputs):
                 continue
             try:
-                got = run(backend.load(), inputs, differentiable, None)
+                got = run(backend.load(), moved(inputs, device), differentiable, None)
             except ValueError:
                 if name in OURS:
                     raise
@@ -130,7 +147,8 @@ def agree(poisoned):
             for part, result in got.items():
                 assert result.shape == truth[part].shape, f"{name}, {part}"
                 allowed = distances(plain[part], truth[part])
-                for norm, error, bound in zip(("L2", "largest"), distances(result, truth[part]), allowed, strict=True):
+                found = distances(result, truth[part])
+                for norm, error, bound in zip(("L2", "largest"), found, allowed, strict=True):
                     assert error <= 2 * bound + FLOOR, f"{name}, {part}: {norm} error {error:.2e}, plain {bound:.2e}"
 
     return check

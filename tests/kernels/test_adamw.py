@@ -11,7 +11,7 @@ from contentv.kernels.case import ODD, QUICKSTART, SINGLE
 SMALL = [case for case in CASES if not case.large]
 
 
-@pytest.fixture(params=["reference", "cpu_native", "gpu_triton", "gpu_cuda", "torch_fused", "apex"])
+@pytest.fixture(params=["reference", "cpu_native", "gpu_triton", "gpu_cuda", "torch_fused", "apex", "npu_fused"])
 def adamw(request, backend):
     return backend("adamw", request.param)
 

@@ -8,6 +8,7 @@ from contentv.kernels.joint_attention import BACKENDS, reference
 from contentv.kernels.joint_attention.cases import CASES, inputs
 from contentv.kernels.joint_attention.operator import tokens_first
 from contentv.kernels.joint_attention.reference import joint_attention
+from tests.kernels.conftest import OPCHECKS
 
 SMALL = [case for case in CASES if not case.large]
 TOLERANCE = 2.0**-17
@@ -199,9 +200,9 @@ def test_operators_tell_the_compiler_the_truth(operators, device):
     forward, backward = operators
     arguments = inputs(CASES[-2], dtype=torch.bfloat16, device=device)
     q, k, v = (arguments[name] for name in ("q_BHQE", "k_BHJE", "v_BHJE"))
-    torch.library.opcheck(forward, (*(each.clone().requires_grad_() for each in (q, k, v)), 0.25))
+    torch.library.opcheck(forward, (*(each.clone().requires_grad_() for each in (q, k, v)), 0.25), test_utils=OPCHECKS)
     out, lse = forward(q, k, v, 0.25)
-    torch.library.opcheck(backward, (torch.ones_like(out), None, q, k, v, out, lse, 0.25))
+    torch.library.opcheck(backward, (torch.ones_like(out), None, q, k, v, out, lse, 0.25), test_utils=OPCHECKS)
     assert out.stride() == tokens_first(q).stride()
 
 
