@@ -21,7 +21,7 @@ class Backend:
 
     op: str
     name: str
-    """reference, or the file beside the contract: cpu_native, gpu_triton, gpu_cuda, npu_ascend, or a vendor's."""
+    """reference, or the file beside the contract: cpu_native, gpu_triton, gpu_cuda, npu_triton, or a vendor's."""
     devices: tuple[str, ...]
     """Device types it runs on."""
     load: Callable[[], Callable]

@@ -2,7 +2,7 @@
 
 A backend describes its work as `Launch`es and runs them. Made with tensors on the meta device, the same launches give
 the `Compilation`s that a gate compiles where no GPU is: what is checked there is what runs here. Each gpu_triton.py
-ends with them:
+ends with them, and so does each npu_triton.py, for Ascend:
 
     COMPILED: tuple[Compilation, ...]
 
@@ -51,6 +51,8 @@ class Compilation:
     """The chips it is meant for, of those in `promises`' keys; all of them if empty."""
     promises: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Target (sm_80, sm_90, sm_100, gfx942) -> instructions its machine code must hold: {"sm_90": ("HGMMA",)}."""
+    unified_buffer: int = 0
+    """Bytes of an Ascend core's unified buffer that its tiles take by their configuration; 0 where it states none."""
 
     @property
     def name(self) -> str:
@@ -97,6 +99,8 @@ class Launch:
     arguments: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    unified_buffer: int = 0
+    """For Ascend: see Compilation."""
 
     def run(self) -> None:
         if all(self.grid):
@@ -118,6 +122,7 @@ class Launch:
         return Compilation(
             kernel=self.kernel, config=config, signature=signature, constants=constants, aligned=frozenset(aligned),
             num_warps=self.num_warps, num_stages=self.num_stages, targets=targets, promises=promises or {},
+            unified_buffer=self.unified_buffer,
         )  # fmt: skip
 
 
@@ -126,7 +131,8 @@ def runs(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
 
     def fill(*arguments) -> None:
         flat = (each for argument in arguments for each in (argument if isinstance(argument, list) else (argument,)))
-        with torch.cuda.device_of(next(each for each in flat if isinstance(each, Tensor))):
+        beside = next(each for each in flat if isinstance(each, Tensor))
+        with torch.accelerator.device_index(beside.device.index):
             for launch in launches(*arguments):
                 launch.run()
 

@@ -36,7 +36,9 @@ _CUDA = {op: ("gpu_triton", "reference") for op in OPERATIONS} | {
     "gradient_norm": ("gpu_cuda", "gpu_triton", "reference"),
     "adamw": ("gpu_cuda", "gpu_triton", "torch_fused", "apex", "reference"),
 }
-_NPU = {op: ("reference",) for op in OPERATIONS} | {"matrix_product": ("torch_blas", "reference")}
+_NPU = {op: ("npu_triton", "reference") for op in OPERATIONS} | {
+    "matrix_product": ("torch_blas", "reference"),
+}
 
 RANKS: Ranks = MappingProxyType(
     {"cpu": MappingProxyType(_CPU), "cuda": MappingProxyType(_CUDA), "npu": MappingProxyType(_NPU)}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..backend import Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import cuda_refusal, native_refusal, triton_refusal
+from ..toolchains import cuda_refusal, native_refusal, npu_triton_refusal, triton_refusal
 from ..vendors import apex_refusal
 
 
@@ -79,5 +79,6 @@ BACKENDS = (
     Backend.beside(__name__, "gpu_cuda", ("cuda",), cuda_refusal),
     Backend.beside(__name__, "torch_fused", ("cpu", "cuda")),
     Backend.beside(__name__, "apex", ("cuda",), apex_refusal),
+    Backend.beside(__name__, "npu_triton", ("npu",), npu_triton_refusal),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )
