@@ -3,8 +3,8 @@ cube core makes the products of a tile, the vector cores its softmax, and the co
 memory between them. Formulas and their order are gpu_triton.py's: a running maximum and sum forward; backward one
 kernel with a block of keys (d_k, d_v) and one with a block of queries (d_q), so that nothing is added with atomics.
 
-Heads are rows of E values with stride 1; others are copied first. A product's accumulator stays out of `tl.dot`: the
-compiler finds no place for one that a loop carries.
+Heads are rows of E values with stride 1; others are copied first. Accumulators are added to outside `tl.dot`, and the
+last block is not apart from the loop: as gpu_triton.py does both, the compiler finds no place for an accumulator.
 """
 
 from collections.abc import Iterator
