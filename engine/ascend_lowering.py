@@ -21,6 +21,8 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from ..kernels.ascend_memory import CHIPS, Chip
+
 PASSED = "External hivmc run fails, returning module before running external compiler"
 """What the compiler says when everything before that step went well."""
 _FLAGS = (
@@ -106,7 +108,10 @@ class Compiler:
             return {"ok": False, "reached": "linalg", "message": meaningful(said)}
         planned = {"ok": True, "reached": "memory plan", "message": PASSED}
         if self._recorded.exists():
-            planned["unified_buffer_bytes"] = unified_buffer(self._recorded.read_text())
+            recorded = self._recorded.read_text()
+            planned["unified_buffer_bytes"] = unified_buffer(recorded)
+            if other := differences(recorded, CHIPS[chip]):
+                planned |= {"ok": False, "message": f"the compiler's {chip} is not kernels/ascend_memory.py's: {other}"}
         return planned
 
 
@@ -132,6 +137,18 @@ def unified_buffer(module: str) -> int:
         length = -(-values // 8) if kind == "i1" else values * _BYTES[kind]
         end = max(end, *(int(constants[place.strip()]) + length for place in places.split(",")))
     return end
+
+
+def differences(module: str, chip: Chip) -> str:
+    """Where the chip that a module was compiled for is another than the one that tiles are cut to."""
+    said = {name: int(number) for name, number in re.findall(r'"([A-Z0-9_]+)", (\d+) : i32', module)}
+    ours = {"VECTOR_CORE_COUNT": chip.vector_cores, "CUBE_CORE_COUNT": chip.cube_cores}
+    sizes = {"UB_SIZE": chip.unified_buffer, "UB_ALIGN_SIZE": chip.alignment, "L1_SIZE": chip.l1}
+    sizes |= {"L0A_SIZE": chip.l0a, "L0B_SIZE": chip.l0b, "L0C_SIZE": chip.l0c}
+    ours |= {name: 8 * size for name, size in sizes.items()}  # they count bits
+    return ", ".join(
+        f"{name} {said.get(name)}, not {wanted}" for name, wanted in ours.items() if said.get(name) != wanted
+    )
 
 
 def rows_of(op: str, compilation, chips: list[str], compiler: Compiler) -> list[dict]:

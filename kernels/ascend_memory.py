@@ -5,7 +5,7 @@ away meanwhile, so what streams is there twice. A cube core multiplies what it f
 through L1. Few programs, one a core, loop over the tiles.
 
 Sizes and counts: BiShengIR's own description of each chip, which it writes into every module it compiles
-(hacc.target_device_spec, ascendnpu-ir 1.2.0; `make test-ascend` compares). Imports no Triton.
+(hacc.target_device_spec, ascendnpu-ir 1.2.0; the lowering gate compares each time). Imports no Triton.
 """
 
 from collections.abc import Mapping

@@ -167,8 +167,9 @@ _WIDEST = 128
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CONSTANTS = Live(streamed=2, work=3)
 """out and d_out; both in fp32 and their product."""
-_SOFTMAX = Live(streamed=2, work=4)
-"""Of half a tile of scores, which one of a cube core's two vector cores takes: scores and their gradient, p twice."""
+_SOFTMAX = Live(streamed=1, work=4)
+"""Of half a tile of scores, which one of a cube core's two vector cores takes: p as it goes to the cube core; scores,
+p, their gradient and a product. What the two exchange is the compiler's to plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,16 +190,28 @@ class Tiling:
         Tile(kernel=name, rows=self.own // 2, columns=self.other, live=_SOFTMAX, item=self.dtype.itemsize)
 
 
-def tiling(dtype: torch.dtype, width: int, operands: int) -> Tiling:
-    """Square tiles of 64 rows in 16 bits, 32 in fp32; not measured: there is no NPU at hand."""
-    side = 64 if dtype.itemsize == 2 else 32
-    return Tiling(own=side, other=side, width=width, dtype=dtype, operands=operands)
+_FORWARD, _KEYS, _QUERIES = "forward", "keys", "queries"
+_TILES = {
+    64: {_FORWARD: (128, 128), _KEYS: (128, 128), _QUERIES: (128, 128)},
+    128: {_FORWARD: (128, 128), _KEYS: (64, 64), _QUERIES: (128, 64)},
+}
+"""(own, other) by the widest head, in 16 bits: the largest that the compiler finds memory for. Nothing is measured:
+there is no NPU at hand."""
+_EXACT_TILE = (32, 32)
+"""In fp32, for comparison and not for speed."""
 
 
-def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tiled: Tiling | None = None) -> Iterator[Launch]:
+def tiling(dtype: torch.dtype, width: int, part: str) -> Tiling:
+    own, other = _TILES[min(size for size in _TILES if size >= width)][part]
+    if dtype == torch.float32:
+        own, other = _EXACT_TILE
+    return Tiling(own=own, other=other, width=_padded(width), dtype=dtype, operands=4 if part == _FORWARD else 6)
+
+
+def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ) -> Iterator[Launch]:
     _check(q_BHQE, scale)
     batch, heads, queries, width = q_BHQE.shape
-    tiled = tiled or tiling(q_BHQE.dtype, _padded(width), operands=4)
+    tiled = tiling(q_BHQE.dtype, width, _FORWARD)
     q_BHQE, k_BHJE, v_BHJE = map(_rows_together, (q_BHQE, k_BHJE, v_BHJE))
     yield Launch(
         kernel=_forward,
@@ -211,37 +224,37 @@ def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tiled: Tiling | No
 
 
 def backward(
-    d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale, d_q_BHQE, d_k_BHJE, d_v_BHJE,
-    tiled: Tiling | None = None,
-) -> Iterator[Launch]:  # fmt: skip
+    d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale, d_q_BHQE, d_k_BHJE, d_v_BHJE
+) -> Iterator[Launch]:
     batch, heads, queries, width = q_BHQE.shape
     keys = k_BHJE.shape[2]
     assert d_k_BHJE.stride() == d_v_BHJE.stride(), "operator.py allocates the two alike"
-    tiled = tiled or tiling(q_BHQE.dtype, _padded(width), operands=6)
     d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE = map(_rows_together, (d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE))
     lse2, delta = q_BHQE.new_empty(2, batch * heads, queries, dtype=torch.float32)
-    rows = tile("joint_attention by npu_triton", _CONSTANTS, tiled.width, q_BHQE.dtype, most=64)
+    rows = tile("joint_attention by npu_triton", _CONSTANTS, _padded(width), q_BHQE.dtype, most=64)
     yield Launch(
         kernel=_constants,
         **_share(q_BHQE, batch * heads, triton.cdiv(queries, rows.rows), {
             "out": out_BHQE, "d_out": d_out_BHQE, "lse": lse_BHQ.contiguous(),
             "d_lse": None if d_lse_BHQ is None else d_lse_BHQ.contiguous(), "lse2": lse2, "delta": delta,
             "Q": queries, "heads": heads, **_strides(out=out_BHQE, d_out=d_out_BHQE), "E": width,
-            "WIDTH": tiled.width, "QUERIES": rows.rows,
+            "WIDTH": rows.columns, "QUERIES": rows.rows,
         }),
         unified_buffer=rows.bytes,
     )  # fmt: skip
     shared = {
         "q": q_BHQE, "k": k_BHJE, "v": v_BHJE, "d_out": d_out_BHQE, "lse2": lse2, "delta": delta, "scale": scale,
         "exponent": scale * _LOG2_E.value, "Q": queries, "J": keys, "heads": heads,
-        **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE), "E": width, "WIDTH": tiled.width,
+        **_strides(q=q_BHQE, k=k_BHJE, v=v_BHJE, d_out=d_out_BHQE), "E": width, "WIDTH": rows.columns,
     }  # fmt: skip
+    tiled = tiling(q_BHQE.dtype, width, _KEYS)
     yield Launch(
         kernel=_keys,
         **_share(q_BHQE, batch * heads, triton.cdiv(keys, tiled.own), shared | {
             "d_k": d_k_BHJE, "d_v": d_v_BHJE, **_strides(d_k=d_k_BHJE), "KEYS": tiled.own, "QUERIES": tiled.other,
         }),
     )  # fmt: skip
+    tiled = tiling(q_BHQE.dtype, width, _QUERIES)
     yield Launch(
         kernel=_queries,
         **_share(q_BHQE, batch * heads, triton.cdiv(queries, tiled.own), shared | {
