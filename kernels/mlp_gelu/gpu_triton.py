@@ -50,7 +50,8 @@ def _forward(
     there = (row < tokens) & (column < WIDTH)
     h = tl.load(hidden + row * hidden_s + sample * hidden_b + column * hidden_m, mask=there).to(tl.float32)
     h += tl.load(bias + column * bias_m, mask=column < WIDTH).to(tl.float32)
-    tl.store(out + (row * samples + sample) * WIDTH + column, activated(h).to(out.dtype.element_ty), mask=there)
+    result = activated(h)
+    tl.store(out + (row * samples + sample) * WIDTH + column, result.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["tokens", "samples", "programs"])
