@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install native data quickstart test test-slow wheelhouse clean
+.PHONY: help install native data quickstart test test-slow test-ascend wheelhouse clean
 
 help:
 	@echo "make install     .venv with the pinned set of constraints.txt"
@@ -27,6 +27,7 @@ help:
 	@echo "make quickstart  data, training, a stop and resume, one sampled video per caption (runs/quickstart)"
 	@echo "make test        the whole suite but the slow sweeps"
 	@echo "make test-slow   the slow sweeps"
+	@echo "make test-ascend every kernel lowered for Ascend; makes an environment of its own on first use (10 minutes)"
 	@echo "make wheelhouse  the engine and all it needs as wheels, for machines without internet (docs/install.md)"
 	@echo "make clean       remove what builds and tests leave; .venv, wheelhouse, data and runs stay"
 
@@ -62,10 +63,13 @@ quickstart: install
 	@$(BIN)/contentv quickstart
 
 test: install
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not ascend"
 
 test-slow: install
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "slow and not ascend"
+
+test-ascend: install
+	@$(BIN)/python -m pytest -m ascend
 
 # The engine's wheel holds csrc/cpu built on this machine, against the torch it is to run with; made for another kind of
 # machine it is without: a compiler for that is not to be had here.

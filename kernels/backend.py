@@ -25,7 +25,7 @@ class Backend:
 
     op: str
     name: str
-    """reference, or the file beside the contract: cpu_native, gpu_triton, npu_fused and so on, or a vendor's."""
+    """reference, or the file beside the contract: cpu_native, gpu_triton, npu_fused, npu_triton, or a vendor's."""
     devices: tuple[str, ...]
     """Device types it runs on."""
     load: Callable[[], Callable]

@@ -2,7 +2,7 @@
 
 A backend describes its work as `Launch`es and runs them. Made with tensors on the meta device, the same launches give
 the `Compilation`s that a gate compiles where no GPU is: what is checked there is what runs here. Each gpu_triton.py
-ends with them:
+ends with them, and so does each npu_triton.py, for Ascend:
 
     COMPILED: tuple[Compilation, ...]
 
@@ -53,6 +53,8 @@ class Compilation:
     """The chips it is meant for, of those in `promises`' keys; all of them if empty."""
     promises: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Target (sm_80, sm_90, sm_100, gfx942) -> instructions its machine code must hold: {"sm_90": ("HGMMA",)}."""
+    unified_buffer: int = 0
+    """Bytes of an Ascend core's unified buffer that its tiles take by their configuration; 0 where it states none."""
 
     @property
     def name(self) -> str:
@@ -99,6 +101,8 @@ class Launch:
     arguments: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    unified_buffer: int = 0
+    """For Ascend: see Compilation."""
 
     def run(self) -> None:
         if all(self.grid):
@@ -120,6 +124,7 @@ class Launch:
         return Compilation(
             kernel=self.kernel, config=config, signature=signature, constants=constants, aligned=frozenset(aligned),
             num_warps=self.num_warps, num_stages=self.num_stages, targets=targets, promises=promises or {},
+            unified_buffer=self.unified_buffer,
         )  # fmt: skip
 
 

@@ -24,6 +24,14 @@ def triton_refusal() -> str | None:
     return None if capability >= (8, 0) else f"sm_{capability[0]}{capability[1]} is too old; sm_80 or newer is needed"
 
 
+def npu_triton_refusal() -> str | None:
+    """Why the Triton-Ascend kernels cannot run here; None if they can."""
+    found = find_spec("triton")
+    if found is None or not Path(found.origin).with_name("backends").joinpath("ascend").is_dir():
+        return "triton-ascend is not installed: pip install triton-ascend, in the place of triton"
+    return npu_refusal()
+
+
 def cuda_refusal() -> str | None:
     """Why csrc/cuda cannot run here; None if it can."""
     if native_library("cuda") is None:

@@ -21,6 +21,23 @@ CHUNK = 2**16
 def chunk_table(*lists: Sequence[Tensor]) -> Tensor:
     """int64 [lists + 1, pieces]: a row of addresses for each list, then the counts. Tensor i of every list has the same
     number of values, dense in memory; those of one list have one dtype."""
+    return sent_to(lists[0][0].device, _pieces(lists))
+
+
+def offset_table(*lists: Sequence[Tensor]) -> Tensor:
+    """The same, but instead of an address a piece has its distance, in values, from the first tensor of its list: for
+    a compiler that makes no pointer of an integer. Memory is one space; that the distance leaves the tensor is known
+    to nobody but us."""
+    table = _pieces(lists)
+    for row, tensors in zip(table, lists, strict=False):  # the last row holds counts
+        size = tensors[0].element_size()
+        row.sub_(tensors[0].data_ptr())
+        assert not (row % size).any(), "every tensor begins at a multiple of its values' size"
+        row.floor_divide_(size)
+    return sent_to(lists[0][0].device, table)
+
+
+def _pieces(lists: Sequence[Sequence[Tensor]]) -> Tensor:
     counts = torch.tensor([tensor.numel() for tensor in lists[0]], dtype=torch.int64)
     pieces = (counts + CHUNK - 1) // CHUNK
     index = torch.repeat_interleave(pieces)
@@ -29,8 +46,7 @@ def chunk_table(*lists: Sequence[Tensor]) -> Tensor:
     for tensors in lists:
         addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
         rows.append(addresses[index] + first * tensors[0].element_size())
-    table = torch.stack([*rows, (counts[index] - first).clamp(max=CHUNK)])
-    return sent_to(lists[0][0].device, table)
+    return torch.stack([*rows, (counts[index] - first).clamp(max=CHUNK)])
 
 
 def kind_of(tensor: Tensor) -> tl.dtype:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..backend import UP_TO_FP32, Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import cuda_refusal, native_refusal, npu_refusal, triton_refusal
+from ..toolchains import cuda_refusal, native_refusal, npu_refusal, npu_triton_refusal, triton_refusal
 from ..vendors import apex_refusal
 
 
@@ -80,5 +80,6 @@ BACKENDS = (
     Backend.beside(__name__, "torch_fused", ("cpu", "cuda")),
     Backend.beside(__name__, "apex", ("cuda",), apex_refusal),
     Backend.beside(__name__, "npu_fused", ("npu",), npu_refusal, UP_TO_FP32),
+    Backend.beside(__name__, "npu_triton", ("npu",), npu_triton_refusal),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

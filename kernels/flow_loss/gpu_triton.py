@@ -60,7 +60,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["programs", "divisor"])
-def _weigh(partials, weight, loss, programs, divisor, weight_b, BLOCK: tl.constexpr):
+def weigh(partials, weight, loss, programs, divisor, weight_b, BLOCK: tl.constexpr):
     batch = tl.program_id(0).to(tl.int64)
     total = tl.full([BLOCK], 0.0, tl.float32)
     for begin in range(0, programs, BLOCK):
@@ -114,7 +114,7 @@ def forward(
         num_warps=config.warps,
     )
     yield Launch(
-        kernel=_weigh,
+        kernel=weigh,
         grid=(samples,),
         arguments={
             "partials": partials, "weight": weight_B, "loss": loss_B, "programs": programs,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backend import Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import native_refusal, triton_refusal
+from ..toolchains import native_refusal, npu_triton_refusal, triton_refusal
 
 
 class GatedResidual(Protocol):
@@ -34,5 +34,6 @@ class GatedResidual(Protocol):
 BACKENDS = (
     Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
     Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
+    Backend.beside(__name__, "npu_triton", ("npu",), npu_triton_refusal),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

@@ -40,7 +40,7 @@ def _square(table, partials, pieces, KIND: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["pieces"])
-def _add(partials, squared, pieces, BLOCK: tl.constexpr):
+def add(partials, squared, pieces, BLOCK: tl.constexpr):
     total = tl.full([BLOCK], 0.0, tl.float32)
     for begin in range(0, pieces, BLOCK):
         place = begin + tl.arange(0, BLOCK)
@@ -53,7 +53,7 @@ CONFIG = Config(rows=1, columns=2048, warps=4)
 
 def forward(gradients: Sequence[Tensor], squared: Tensor, config: Config = CONFIG) -> Iterator[Launch]:
     kinds = dict.fromkeys(gradient.dtype for gradient in gradients)
-    groups = [[_dense(gradient) for gradient in gradients if gradient.dtype == kind] for kind in kinds]
+    groups = [[dense(gradient) for gradient in gradients if gradient.dtype == kind] for kind in kinds]
     tables = [chunk_table(group) for group in groups]
     partials = squared.new_empty(sum(table.shape[1] for table in tables))
     start = 0
@@ -69,12 +69,12 @@ def forward(gradients: Sequence[Tensor], squared: Tensor, config: Config = CONFI
             num_warps=config.warps,
         )  # fmt: skip
         start += pieces
-    yield Launch(kernel=_add, grid=(1,), arguments={
+    yield Launch(kernel=add, grid=(1,), arguments={
         "partials": partials, "squared": squared, "pieces": start, "BLOCK": 2048,
     })  # fmt: skip
 
 
-def _dense(gradient: Tensor) -> Tensor:
+def dense(gradient: Tensor) -> Tensor:
     """This gradient, or a copy if its values are not one run of memory."""
     expected = 1
     for stride, size in sorted(zip(gradient.stride(), gradient.shape, strict=True)):

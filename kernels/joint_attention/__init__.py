@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..backend import UP_TO_FP32, Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import native_refusal, npu_refusal, triton_refusal
+from ..toolchains import native_refusal, npu_refusal, npu_triton_refusal, triton_refusal
 from ..vendors import LOW, flash_attn_refusal, sdpa_cudnn_refusal, sdpa_flash_refusal
 
 
@@ -73,5 +73,6 @@ BACKENDS = (
     Backend.beside(__name__, "sdpa_flash", ("cuda",), sdpa_flash_refusal, LOW, repeats=False),
     Backend.beside(__name__, "sdpa_flash_cpu", ("cpu",)),
     Backend.beside(__name__, "npu_fused", ("npu",), npu_refusal, UP_TO_FP32),
+    Backend.beside(__name__, "npu_triton", ("npu",), npu_triton_refusal),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

@@ -24,6 +24,21 @@ _CUBIC = tl.constexpr(0.044715)
 _TWICE_ROOT = tl.constexpr(2 * math.sqrt(2 / math.pi))
 
 
+@triton.jit
+def activated(h):
+    return h / (1.0 + tl.exp(h * (1.0 + h * h * _CUBIC) * -_TWICE_ROOT))
+
+
+@triton.jit
+def slope(h):
+    """d out / d h."""
+    squared = h * h * _CUBIC
+    shrunk = tl.exp(h * (1.0 + squared) * -_TWICE_ROOT)
+    sigmoid = 1.0 / (1.0 + shrunk)
+    rest = tl.where(shrunk < float("inf"), shrunk * sigmoid, 1.0)
+    return sigmoid * (1.0 + h * rest * ((1.0 + 3.0 * squared) * _TWICE_ROOT))
+
+
 @triton.jit(do_not_specialize=["tokens", "samples"])
 def _forward(
     hidden, bias, out, tokens, samples, hidden_s, hidden_b, hidden_m, bias_m,
@@ -35,7 +50,7 @@ def _forward(
     there = (row < tokens) & (column < WIDTH)
     h = tl.load(hidden + row * hidden_s + sample * hidden_b + column * hidden_m, mask=there).to(tl.float32)
     h += tl.load(bias + column * bias_m, mask=column < WIDTH).to(tl.float32)
-    result = h / (1.0 + tl.exp(h * (1.0 + h * h * _CUBIC) * -_TWICE_ROOT))
+    result = activated(h)
     tl.store(out + (row * samples + sample) * WIDTH + column, result.to(out.dtype.element_ty), mask=there)
 
 
@@ -56,11 +71,7 @@ def _backward(
         there = (row < tokens) & inside
         d = tl.load(d_out_start + row * d_out_s, mask=there, other=0.0).to(tl.float32)
         h = tl.load(hidden_start + row * hidden_s, mask=there, other=0.0).to(tl.float32) + offset
-        squared = h * h * _CUBIC
-        shrunk = tl.exp(h * (1.0 + squared) * -_TWICE_ROOT)
-        sigmoid = 1.0 / (1.0 + shrunk)
-        rest = tl.where(shrunk < float("inf"), shrunk * sigmoid, 1.0)
-        d *= sigmoid * (1.0 + h * rest * ((1.0 + 3.0 * squared) * _TWICE_ROOT))
+        d *= slope(h)
         total += d
         place = (row * samples + sample) * WIDTH + column
         tl.store(d_hidden + place, d.to(d_hidden.dtype.element_ty), mask=there)

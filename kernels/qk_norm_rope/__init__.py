@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backend import UP_TO_FP32, Backend
 from ..ranks import DEVICE_TYPES
-from ..toolchains import native_refusal, npu_refusal, triton_refusal
+from ..toolchains import native_refusal, npu_refusal, npu_triton_refusal, triton_refusal
 
 
 class QkNormRope(Protocol):
@@ -54,5 +54,6 @@ BACKENDS = (
     Backend.beside(__name__, "cpu_native", ("cpu",), native_refusal),
     Backend.beside(__name__, "gpu_triton", ("cuda",), triton_refusal),
     Backend.beside(__name__, "npu_fused", ("npu",), npu_refusal, UP_TO_FP32),
+    Backend.beside(__name__, "npu_triton", ("npu",), npu_triton_refusal),
     Backend.beside(__name__, "reference", DEVICE_TYPES),
 )

@@ -41,7 +41,7 @@ def _store_halves(pointers, first, second, there, HALF: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def _load_gain(gain, stride, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def load_gain(gain, stride, HALF: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)[None, :]
     first = tl.load(gain + column * stride, mask=column < HALF, other=0.0)
     second = tl.load(gain + (column + HALF) * stride, mask=column < HALF, other=0.0)
@@ -49,7 +49,7 @@ def _load_gain(gain, stride, HALF: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _load_rotation(cos, sin, token, cos_s, cos_r, sin_s, sin_r, there, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def load_rotation(cos, sin, token, cos_s, cos_r, sin_s, sin_r, there, HALF: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)[None, :]
     inside = there & (column < HALF)
     cosine = tl.load(cos + token * cos_s + column * cos_r, mask=inside, other=0.0)
@@ -58,12 +58,11 @@ def _load_rotation(cos, sin, token, cos_s, cos_r, sin_s, sin_r, there, HALF: tl.
 
 
 @triton.jit
-def _norm_and_rotate(
-    pointers, stride, gain, gain_stride, cosine, sine, out, reciprocal, row, there, epsilon, ROTATED: tl.constexpr,
-    HALF: tl.constexpr, BLOCK: tl.constexpr,
+def norm_and_rotate(
+    pointers, stride, gain_first, gain_second, cosine, sine, out, reciprocal, row, there, epsilon,
+    ROTATED: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     first, second = _load_halves(pointers, stride, there, HALF, BLOCK)
-    gain_first, gain_second = _load_gain(gain, gain_stride, HALF, BLOCK)
     mean_square = tl.sum(first * first + second * second, axis=1)[:, None] / (2 * HALF)
     scale = 1.0 / tl.sqrt_rn(mean_square + epsilon)
     tl.store(reciprocal + row, scale, mask=there)
@@ -74,7 +73,7 @@ def _norm_and_rotate(
 
 
 @triton.jit
-def _backward_of_one(
+def backward_of_one(
     d_pointers, d_stride, pointers, stride, gain_first, gain_second, cosine, sine, reciprocal, d_x, row, there,
     ROTATED: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -106,14 +105,16 @@ def _forward(
     row = row.to(tl.int64)
     cosine, sine = 1.0, 0.0
     if ROTATED:
-        cosine, sine = _load_rotation(cos, sin, token, cos_s, cos_r, sin_s, sin_r, there, HALF, BLOCK)
-    _norm_and_rotate(
-        q + token * q_s + sample * q_b + head * q_h, q_e, q_gain, q_gain_e, cosine, sine, q_out, q_reciprocal, row,
-        there, epsilon, ROTATED, HALF, BLOCK,
+        cosine, sine = load_rotation(cos, sin, token, cos_s, cos_r, sin_s, sin_r, there, HALF, BLOCK)
+    gain_first, gain_second = load_gain(q_gain, q_gain_e, HALF, BLOCK)
+    norm_and_rotate(
+        q + token * q_s + sample * q_b + head * q_h, q_e, gain_first, gain_second, cosine, sine, q_out, q_reciprocal,
+        row, there, epsilon, ROTATED, HALF, BLOCK,
     )  # fmt: skip
-    _norm_and_rotate(
-        k + token * k_s + sample * k_b + head * k_h, k_e, k_gain, k_gain_e, cosine, sine, k_out, k_reciprocal, row,
-        there, epsilon, ROTATED, HALF, BLOCK,
+    gain_first, gain_second = load_gain(k_gain, k_gain_e, HALF, BLOCK)
+    norm_and_rotate(
+        k + token * k_s + sample * k_b + head * k_h, k_e, gain_first, gain_second, cosine, sine, k_out, k_reciprocal,
+        row, there, epsilon, ROTATED, HALF, BLOCK,
     )  # fmt: skip
 
 
@@ -125,8 +126,8 @@ def _backward(
     ROTATED: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    q_gain_first, q_gain_second = _load_gain(q_gain, q_gain_e, HALF, BLOCK)
-    k_gain_first, k_gain_second = _load_gain(k_gain, k_gain_e, HALF, BLOCK)
+    q_gain_first, q_gain_second = load_gain(q_gain, q_gain_e, HALF, BLOCK)
+    k_gain_first, k_gain_second = load_gain(k_gain, k_gain_e, HALF, BLOCK)
     q_first, q_second = tl.full([ROWS, BLOCK], 0.0, tl.float32), tl.full([ROWS, BLOCK], 0.0, tl.float32)
     k_first, k_second = tl.full([ROWS, BLOCK], 0.0, tl.float32), tl.full([ROWS, BLOCK], 0.0, tl.float32)
     for begin in tl.range(program * ROWS, rows, programs * ROWS, num_stages=STAGES):
@@ -137,14 +138,14 @@ def _backward(
         row = row.to(tl.int64)
         cosine, sine = 1.0, 0.0
         if ROTATED:
-            cosine, sine = _load_rotation(cos, sin, token, cos_s, cos_r, sin_s, sin_r, there, HALF, BLOCK)
-        first, second = _backward_of_one(
+            cosine, sine = load_rotation(cos, sin, token, cos_s, cos_r, sin_s, sin_r, there, HALF, BLOCK)
+        first, second = backward_of_one(
             d_q_out + token * d_q_out_s + sample * d_q_out_b + head * d_q_out_h, d_q_out_e,
             q + token * q_s + sample * q_b + head * q_h, q_e, q_gain_first, q_gain_second, cosine, sine, q_reciprocal,
             d_q, row, there, ROTATED, HALF, BLOCK,
         )  # fmt: skip
         q_first, q_second = q_first + first, q_second + second
-        first, second = _backward_of_one(
+        first, second = backward_of_one(
             d_k_out + token * d_k_out_s + sample * d_k_out_b + head * d_k_out_h, d_k_out_e,
             k + token * k_s + sample * k_b + head * k_h, k_e, k_gain_first, k_gain_second, cosine, sine, k_reciprocal,
             d_k, row, there, ROTATED, HALF, BLOCK,

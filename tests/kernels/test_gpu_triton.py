@@ -17,16 +17,22 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402  after the line that skips where Triton is not
 
 from contentv.kernels.triton_philox import normal, words  # noqa: E402
+from tests.kernels.conftest import IN_TRITON  # noqa: E402
 
 OPS = [op for op in OPERATIONS if op != "joint_attention"]
 NOT_DIFFERENTIABLE = ("flow_noise", "gradient_norm", "adamw")
 IN_PLACE = "adamw"
 
 
-@pytest.fixture
-def load(backend):
-    """load(op): its Triton implementation."""
-    return lambda op: backend(op, "gpu_triton")
+@pytest.fixture(params=IN_TRITON)
+def load(request, backend):
+    """load(op): its Triton implementation, for GPUs and for Ascend."""
+
+    def load(op):
+        return backend(op, request.param)
+
+    load.name = request.param
+    return load
 
 
 def odd_inputs(op, device, dtype=torch.float32, **changed):
@@ -127,7 +133,7 @@ def test_normals_are_near_where_logarithm_and_cosine_are_difficult(device):
 def test_noise_is_that_of_the_other_backends(load, device):
     arguments = odd_inputs("flow_noise", device) | {"step": 2**32 - 1, "seed": 2**64 - 1}
     made = load("flow_noise")(**arguments)[1]
-    others = [each for (op, name), each in TABLE.items() if op == "flow_noise" and name != "gpu_triton"]
+    others = [each for (op, name), each in TABLE.items() if op == "flow_noise" and name not in IN_TRITON]
     for other in others:
         if other.refuses(device) is None:
             assert ulps(made, other.load()(**arguments)[1]) <= 4, other.name
@@ -249,12 +255,14 @@ class _Recorder(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("load", ["gpu_triton"], indirect=True)
 def test_the_dispatcher_is_told_the_truth(load, op, device):
-    """torch.library.opcheck of forward and backward: schema, aliasing, shapes without data, autograd."""
+    """torch.library.opcheck of forward and backward: schema, aliasing, shapes without data, autograd. What it judges is
+    operator.py's, whichever kernels fill."""
     with _Recorder() as recorder:
         results(load(op), odd_inputs(op, device))
     names = [operator.name() for operator, _ in recorder.calls]
-    assert names[0] == f"contentv::{op}_gpu_triton" and len(names) == 1 + (op not in NOT_DIFFERENTIABLE)
+    assert names[0] == f"contentv::{op}_{load.name}" and len(names) == 1 + (op not in NOT_DIFFERENTIABLE)
     for (operator, arguments), is_forward in zip(recorder.calls, (True, False), strict=False):
         differentiable = is_forward and op not in NOT_DIFFERENTIABLE
 
@@ -323,7 +331,7 @@ def test_tensors_of_several_pieces(load, offset, device):
         return states, TABLE["gradient_norm", name].load()(states)
 
     load("adamw")
-    (got, squared), (expected, expected_squared) = once("gpu_triton"), once("reference")
+    (got, squared), (expected, expected_squared) = once(load.name), once("reference")
     assert_near(got, expected, ulps=2)
     assert_near([squared], [expected_squared], ulps=8)
 
