@@ -213,9 +213,10 @@ TOO_MUCH = {
 }
 
 
+@pytest.mark.parametrize("name", ["gpu_triton", "npu_triton"])
 @pytest.mark.parametrize("given", TOO_MUCH)
-def test_triton_says_what_it_cannot_take(backend, device, given):
-    attention = backend("joint_attention", "gpu_triton")
+def test_triton_says_what_it_cannot_take(backend, device, given, name):
+    attention = backend("joint_attention", name)
     options = {"width": 16, "dtype": torch.float32, "scale": 1.0} | TOO_MUCH[given]
     tensor = torch.zeros(1, 1, 2, options["width"], dtype=options["dtype"], device=device)
     with pytest.raises(ValueError, match=f"{given}; allowed: .*; the backend reference takes it"):
