@@ -106,8 +106,10 @@ TELLS_DEVICES_APART = {
     "kernels/ranks.py": "the table of backends has a column for each kind of device",
     "kernels/cuda_library.py": "csrc/cuda's functions take CUDA's stream",
     "kernels/npu_operators.py": "torch_npu's operators are in torch.ops.npu",
+    "kernels/ascend_memory.py": "cores and memories of NPUs",
     "kernels/toolchains.py": "says which library each kind of backend needs",
     "engine/compile_gate.py": "compiles for GPUs, on none",
+    "engine/ascend_lowering.py": "lowers for NPUs, on none",
     "engine/doctor.py": "the table of vendors says behind which module each one's devices are",
 }
 """The only files of the floors, beside backends of GPUs, that say cuda or npu; with the reason."""
