@@ -56,8 +56,9 @@ HARDWARE = (
         memory_gbs=1600.0,
         link_gbs=196.0,
         source="sources conflict, 280 to 376 TFLOP/s at 16 bits, by model and by author; taken is the largest, half of "
-        "the 752 of a 910C of two such dies (CloudMatrix384, arXiv 2506.12708), so that no share is flattered; fp32 is "
-        "a quarter of it, as cube products are; set trainer.peak_tflops to your own",
+        "the 752 of a 910C of two such dies (CloudMatrix384, arXiv 2506.12708), so that no share is flattered; memory "
+        "and link are a die's in the same paper; fp32 is a quarter of the peak, as cube products are; set "
+        "trainer.peak_tflops to your own",
     ),
     Hardware(
         name="CPU",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from contentv.engine import ascend_environment
-from contentv.kernels.ranks import OPERATIONS
+from contentv.kernels.ranks import OPERATIONS, RANKS
 from contentv.kernels.registry import TABLE
 from tests.kernels import interpreter
 from tests.kernels.conftest import distances, run
@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "tests" / "benchmarks" / "results" / "ascend_lowering.json"
 PAGE = ROOT / "docs" / "ascend.md"
 BEGIN, END = "<!-- table: tests/benchmarks/ascend_table.py -->", "<!-- end of table -->"
+SCHEMAS = "2.13, 2.11"
+"""Of torch_npu, to which tests/ascend/test_schemas.py binds every call of npu_fused."""
 DIFFERENTIABLE = {
     "joint_attention": ("q_BHQE", "k_BHJE", "v_BHJE"),
     "qk_norm_rope": ("q_SBHE", "k_SBHE", "q_gain_E", "k_gain_E"),
@@ -70,11 +72,21 @@ def _in_lists(op: str, function: Callable, arguments: dict, wide: bool) -> dict[
 
 
 def table(rows: list[dict], errors: dict[str, dict[str, float]]) -> str:
+    """A line an operation: npu_triton's lowering and errors, npu_fused's schemas, what the simulated device ran."""
     lines = [
-        "| operation | kernels x configurations | lowered on | unified buffer, bytes | error fp32 | error bf16 |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| operation | backends | kernels x configurations | lowered on | unified buffer, bytes | error fp32 "
+        "| error bf16 | schemas | simulated | hardware |",
+        "| --- " * 10 + "|",
     ]
-    for op, found in errors.items():
+    for op in OPERATIONS:
+        backends = RANKS["npu"][op]
+        fused = "npu_fused" in backends
+        names = ", ".join(name for name in backends if name != "reference") or "reference"
+        rest = f"{SCHEMAS if fused else 'none called'} | {'npu_fused' if fused else 'torch'} | never |"
+        if op not in errors:
+            lines.append(f"| {op} | {names} | none of ours | - | - | - | - | {rest}")
+            continue
+        found = errors[op]
         own = [row for row in rows if row["op"] == op]
         chips = sorted({row["chip"] for row in own})
         passed = [chip for chip in chips if all(row["ok"] for row in own if row["chip"] == chip)]
@@ -82,7 +94,8 @@ def table(rows: list[dict], errors: dict[str, dict[str, float]]) -> str:
         used = [row["unified_buffer_bytes"] for row in own if row["ok"]]
         where = "all four" if passed == chips and len(chips) == 4 else ", ".join(passed) or "none"
         sizes = f"{min(used):,} to {max(used):,}"
-        lines.append(f"| {op} | {counts} | {where} | {sizes} | {found['float32']:.1e} | {found['bfloat16']:.1e} |")
+        wrong = f"{found['float32']:.1e} | {found['bfloat16']:.1e}"
+        lines.append(f"| {op} | {names} | {counts} | {where} | {sizes} | {wrong} | {rest}")
     return "\n".join(lines)
 
 
