@@ -7,7 +7,7 @@ betas 0.9 and 0.999, epsilon 1e-8, decay 0.01 on every parameter, gradients clip
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,8 @@ class StepMeasurement:
 
     ms: float
     """Median milliseconds of the timed steps."""
+    step_ms: list[float]
+    """Each of them."""
     rss_mib: float
     """Largest resident memory of the process; on an accelerator that is the host's."""
     base_mib: float
@@ -121,8 +123,11 @@ class GivenPath:
         return squared_error(self.kernels, velocity_SBP, clips, question, first_token)
 
 
-def measure_step(wanted: StepBenchmark) -> StepMeasurement:
-    """Runs the warm-up and the timed steps. ValueError for weights or inputs that do not fit the shapes asked for."""
+def measure_step(wanted: StepBenchmark, turn: Callable[[], object] = lambda: None) -> StepMeasurement:
+    """Runs the warm-up and the timed steps. ValueError for weights or inputs that do not fit the shapes asked for.
+
+    `turn` is called before each step: it may wait until somebody else has done his.
+    """
     mesh = build_mesh(ParallelConfig())
     repeat_bits(mesh.device, wanted=True)
     kernels = choose(mesh.device.type)
@@ -132,6 +137,7 @@ def measure_step(wanted: StepBenchmark) -> StepMeasurement:
         compile_blocks(training.model)
     seconds, losses = [], []
     for step in range(1, WARM_UP + wanted.steps + 1):
+        turn()
         started = time.perf_counter()
         result = take_step(training, step, StopSignals())
         wait_for(mesh.device)
@@ -148,6 +154,7 @@ def measure_step(wanted: StepBenchmark) -> StepMeasurement:
     used = Utilisation.of(operations, seconds=median, devices=1, peak=peak_of(device, config.trainer.precision))
     return StepMeasurement(
         ms=1000 * median,
+        step_ms=[1000 * each for each in seconds[WARM_UP:]],
         rss_mib=peak_memory_mib(torch.device("cpu")),
         base_mib=base_mib,
         device_mib=None if mesh.device.type == "cpu" else peak_memory_mib(mesh.device),

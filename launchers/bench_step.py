@@ -6,6 +6,7 @@ weights and batch are random. Two warm-up steps are not timed; their losses are 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.bench import StepBenchmark, measure_step
 
     given = {name: getattr(options, name) for name in ("steps", "checkpoint", "inputs", "position", "compile")}
-    measured = measure_step(StepBenchmark(**given, **shapes))
+    measured = measure_step(StepBenchmark(**given, **shapes), *([_wait_for_turn] if options.in_turns else []))
     if options.json:
         print(json.dumps(vars(measured), allow_nan=False))
         return 0
@@ -35,6 +36,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"blocks compiled, with {measured.graph_breaks} graph breaks")
     print(f"{measured.parameters:,} parameters; loss {measured.losses[0]:.6f} to {measured.losses[-1]:.6f}")
     return 0
+
+
+def _wait_for_turn() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
 
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:
@@ -76,6 +82,7 @@ def add_parser(commands) -> None:
     step.add_argument("--compile", type=_truth, default=False, metavar="{True,False}",
                       help="torch.compile for each block; default False")  # fmt: skip
     step.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    step.add_argument("--in-turns", action="store_true", help="before each step say `ready` and wait for a line")
 
 
 def _truth(text: str) -> bool:

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/rival_step.py --rounds 3 --steps 8 --out tests/benchmarks/results/NAME.json
 
-Both start from the same weights and meet the same batch in every step, in processes of their own that take turns. The
-losses of every step must agree; then the ratios (engine / rival) of time, and of memory above the imports, are written
-with what is needed to repeat them. Below 1 the engine is better.
+Both start from the same weights and meet the same batch in every step, in two processes that live side by side and take
+turns step by step, so that whatever a shared machine does for seconds at a time, it does to both. The losses of every
+step must agree; then the ratios (engine / rival) of time, and of memory above the imports, are written with what is
+needed to repeat them. Below 1 the engine is better.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +32,8 @@ INPUTS = ("x0", "noise", "x_t", "sigma", "encoder_hidden_states", "pooled_projec
 def main() -> None:
     options = parser().parse_args()
     if options.rival:
-        print(json.dumps(rival(Path(options.rival[0]), Path(options.rival[1]), options.steps)))
+        weights, inputs = map(Path, options.rival)
+        print(json.dumps(rival(weights, inputs, options.steps, wait_for_turn)))
         return
     sizes = {name: getattr(options, name) for name in SIZES}
     with tempfile.TemporaryDirectory() as folder:
@@ -82,15 +85,16 @@ def prepare(folder: Path, sizes: dict[str, int]) -> tuple[Path, Path]:
 def compare(files: tuple[Path, Path], rounds: int, steps: int) -> dict:
     """Engine and rival in turns; AssertionError where a step's losses part."""
     weights, inputs = map(str, files)
-    steps_wanted = ["--steps", str(steps)]
-    engine = [sys.executable, "-m", "contentv.launchers.bench", "step", "--json", *steps_wanted]
-    engine += ["--checkpoint", weights, "--inputs", inputs]
-    plain = [sys.executable, __file__, "--rival", weights, inputs, *steps_wanted]
-    runs: dict[str, list[dict]] = {"engine": [], "rival": []}
+    shared = ["--steps", str(steps)]
+    commands = {
+        "engine": [sys.executable, "-m", "contentv.launchers.bench", "step", "--json", "--in-turns", *shared,
+                   "--checkpoint", weights, "--inputs", inputs],
+        "rival": [sys.executable, __file__, "--rival", weights, inputs, *shared],
+    }  # fmt: skip
+    runs: dict[str, list[dict]] = {name: [] for name in commands}
     for _ in range(rounds):
-        for name, command in (("engine", engine), ("rival", plain)):
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
-            runs[name].append(json.loads(done.stdout))
+        for name, run in zip(commands, side_by_side(list(commands.values()), WARM_UP + steps), strict=True):
+            runs[name].append(run)
     pairs = list(zip(runs["engine"], runs["rival"], strict=True))
     apart = [
         abs(ours - theirs) / abs(theirs)
@@ -98,19 +102,38 @@ def compare(files: tuple[Path, Path], rounds: int, steps: int) -> dict:
         for ours, theirs in zip(one["losses"], other["losses"], strict=True)
     ]
     assert max(apart) < TOLERANCE, f"losses part by {max(apart):.2e}"
+    ratios = [
+        ours / theirs for one, other in pairs for ours, theirs in zip(one["step_ms"], other["step_ms"], strict=True)
+    ]
     return {
-        "time_ratio": statistics.median(one["ms"] / other["ms"] for one, other in pairs),
+        "time_ratio": statistics.median(ratios),
         "memory_ratio": statistics.median(above_imports(one) / above_imports(other) for one, other in pairs),
         "worst_loss_difference": max(apart),
+        "step_ratios": ratios,
         "runs": runs,
     }
+
+
+def side_by_side(commands: list[list[str]], turns: int) -> list[dict]:
+    """What each printed last. A process says `ready` before each of its steps and waits for a line."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
+    said = [process.stdout.readline() for process in processes]
+    for _ in range(turns):
+        for number, process in enumerate(processes):
+            assert said[number] == "ready\n", f"{' '.join(process.args)} said {said[number]!r} instead of being ready"
+            process.stdin.write("\n")
+            process.stdin.flush()
+            said[number] = process.stdout.readline()  # that it is ready again, or its figures
+    assert not any(process.wait() for process in processes)
+    return [json.loads(line) for line in said]
 
 
 def above_imports(run: dict) -> float:
     return run["rss_mib"] - run["base_mib"]
 
 
-def rival(folder: Path, inputs: Path, steps: int) -> dict:
+def rival(folder: Path, inputs: Path, steps: int, turn: Callable[[], object] = lambda: None) -> dict:
     """The plain step, with the figures of `contentv bench step --json`. Imports nothing of the engine."""
     import psutil
     import torch
@@ -143,6 +166,7 @@ def rival(folder: Path, inputs: Path, steps: int) -> dict:
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, fused=True)
     seconds, losses = [], []
     for _ in range(WARM_UP + steps):
+        turn()
         started = time.perf_counter()
         adamw.zero_grad()
         loss = torch.nn.functional.mse_loss(velocity(), noise - x0)
@@ -153,12 +177,18 @@ def rival(folder: Path, inputs: Path, steps: int) -> dict:
         seconds.append(time.perf_counter() - started)
     return {
         "ms": 1000 * statistics.median(seconds[WARM_UP:]),
+        "step_ms": [1000 * each for each in seconds[WARM_UP:]],
         "rss_mib": peak_mib(),
         "base_mib": base_mib,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": torch.get_num_threads(),
         "losses": losses,
     }
+
+
+def wait_for_turn() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
 
 
 def peak_mib() -> float:

@@ -1,6 +1,8 @@
 """`contentv bench step`: its losses are those of a plain torch loop from the same weights, its figures are sound."""
 
+import io
 import json
+import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -42,6 +44,14 @@ def test_a_random_step_repeats_itself(capfd):
     assert first["losses"] == second["losses"] and len(first["losses"]) == 4
     words = call(capfd, *TINY, "--steps", 1)
     assert "ms a step" in words and f"{first['parameters']:,} parameters" in words
+
+
+def test_steps_wait_for_their_turn(capfd, monkeypatch):
+    """As the benchmark against a rival lets two processes step by turns."""
+    turns = io.StringIO("\n" * 4)
+    monkeypatch.setattr(sys, "stdin", turns)
+    *ready, figures = call(capfd, *TINY, "--steps", 2, "--json", "--in-turns").splitlines()
+    assert ready == ["ready"] * 4 and turns.read() == "" and len(json.loads(figures)["step_ms"]) == 2
 
 
 def test_compiled_blocks_train_alike_and_without_a_graph_break(capfd):
