@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -34,6 +35,7 @@ _FLAGS = (
 )
 """Those with which Triton-Ascend calls it."""
 _SECONDS = 120
+_TRIES = 3
 _SCATTERED = re.compile("ExtractedLoadOrStore|DiscreteMemAccess")
 """How linalg marks an access that is no matrix with strides: it is made row by row or value by value, and its mask is
 put on what was loaded."""
@@ -68,8 +70,20 @@ def linalg(compilation) -> str:
     backend.load_dialects(context)
     module = source.make_ir(options, backend.get_codegen_implementation(), backend.get_module_map(), context)
     metadata = {"target": target, **options.__dict__}
-    made = ttir_to_linalg(make_ttir(module, metadata, options), metadata, options, named_ops=True)
+    made = _patiently(ttir_to_linalg, make_ttir(module, metadata, options), metadata, options, named_ops=True)
     return re.sub(r', mix_mode\s*=\s*"[^"]*"', "", made)
+
+
+def _patiently(tool: Callable, *arguments, **keywords):
+    """Once more where the tool is killed by a signal: triton-adapter-opt 3.2.0 seldom fails one of its own assertions,
+    on a kernel that it takes the next time. What it refuses it refuses at once, with a status."""
+    for _ in range(_TRIES - 1):
+        try:
+            return tool(*arguments, **keywords)
+        except subprocess.CalledProcessError as error:
+            if error.returncode >= 0:
+                raise
+    return tool(*arguments, **keywords)
 
 
 class Compiler:
