@@ -290,9 +290,9 @@ def _resumable(
 
 def _wishes(config: RunConfig, facts: CheckpointFacts | None, mesh: Mesh) -> Mapping[str, str]:
     """A resume keeps its kernels, unless it goes on another kind of device: then the configuration says anew."""
-    if facts is None or not (moved := chosen_elsewhere(mesh.device.type, facts.kernels)):
-        return facts.kernels if facts else config.kernels.wishes()
-    if moved and mesh.rank == 0:
+    if facts is not None and not chosen_elsewhere(mesh.device.type, facts.kernels):
+        return facts.kernels
+    if facts is not None and mesh.rank == 0:
         print(f"step {facts.step} was saved on another kind of device: its kernels are chosen anew", file=sys.stderr)
     return config.kernels.wishes()
 

@@ -90,9 +90,9 @@ def show(done: int, total: int) -> None:
         print(f"\r{done}/{total} compiled", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def table(rows, columns: tuple[str, ...] = COLUMNS, why: str = "reason") -> str:
+def table(rows, columns: tuple[str, ...], why: str) -> str:
     """The rows in columns, right-aligned where they are numbers."""
-    cells = [(*columns, "", "")]  # matrix instructions, verdict
+    cells = [(*columns, "matrix instructions" if columns is COLUMNS else "", "")]
     for row in rows:
         found = " ".join(f"{name} {count}" for name, count in getattr(row, "matrix_instructions", {}).items())
         said = "ok" if row.ok else getattr(row, why)

@@ -187,9 +187,9 @@ def hccl_environment(timeout_seconds: float) -> dict[str, str]:
         # Ranks reach the first collective minutes apart, where a file system is cold. 120 to 7200 are allowed.
         "HCCL_CONNECT_TIMEOUT": str(min(max(seconds, 120), 7200)),
         # A collective waits for the slowest rank, one that saves a checkpoint for example. Counted in steps of 68.
+        "HCCL_EXEC_TIMEOUT": str(min(68 * math.ceil((seconds + 60) / 68), 2**31 - 1)),
         # Sums over ranks in an order that is always the same: a resume repeats its bits.
         "HCCL_DETERMINISTIC": "true",
-        "HCCL_EXEC_TIMEOUT": str(min(68 * math.ceil((seconds + 60) / 68), 2**31 - 1)),
     }
 
 

@@ -42,8 +42,6 @@ int64_t part_of(int64_t total, int64_t size, int64_t unit) {
   return ((total + parts - 1) / parts + unit - 1) / unit * unit;
 }
 
-int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
-
 /// Hands out pieces of scratch memory, or counts what they need when there is none.
 struct Scratch {
   char* next;

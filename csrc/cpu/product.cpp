@@ -2,6 +2,8 @@
 
 #include "product.h"
 
+#include <memory>
+
 #include "matrix.h"
 #include "memory.h"
 
@@ -37,11 +39,11 @@ struct MultiplyAdd {
   static void pack_right(Factor<A> from, int64_t count, int64_t depth, char* memory) {
     A* to = reinterpret_cast<A*>(memory);
     for (int64_t column = 0; column < COLUMNS; column += LANES<A>) {
-      const int64_t there = less_of(LANES<A>, count - column);
+      const int64_t there = smaller(LANES<A>, count - column);
       const Factor<A> part = from.from(column, 0);
       for (int64_t at = 0; at < depth; at += LANES<A>) {
         Vector<A> rows[LANES<A>] = {};
-        const int64_t deep = less_of(LANES<A>, depth - at);
+        const int64_t deep = smaller(LANES<A>, depth - at);
         if (from.depth == 1) read_rows(part.data + at, part.index, there, deep, rows);
         else read_columns(part.from(0, at), there, deep, rows);
         if (from.depth == 1) transpose(rows);

@@ -4,10 +4,6 @@
 // Scheme: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34(3), 2008.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-
 #include "kernels.h"
 #include "simd.h"
 
@@ -34,7 +30,6 @@ struct Output {
   bool add;
 };
 
-inline int64_t less_of(int64_t left, int64_t right) { return left < right ? left : right; }
 inline int64_t pieces(int64_t total, int64_t size) { return (total + size - 1) / size; }
 
 /// A factor that lies in memory as the type it is multiplied in: rows of left, columns of right.
@@ -67,7 +62,7 @@ class PackedProduct {
     const int64_t rows = pieces(pieces(left_.count, row_parts), Tiling::ROWS) * Tiling::ROWS;
     const int64_t column_parts = has_rows ? 1 : pieces(threads, row_parts);
     const int64_t columns = pieces(pieces(right_.count, column_parts), Tiling::COLUMNS) * Tiling::COLUMNS;
-    const int64_t depth = less_of(depth_, DEPTH);
+    const int64_t depth = smaller(depth_, DEPTH);
     const int64_t left_bytes = rows / Tiling::ROWS * Tiling::panel_bytes(Tiling::ROWS, depth);
     const int64_t right_bytes = GROUP * Tiling::panel_bytes(Tiling::COLUMNS, depth);
     const int64_t down = pieces(left_.count, rows), across = pieces(right_.count, columns);
@@ -76,8 +71,8 @@ class PackedProduct {
       Tiling::begin();
       // Once through even without depth, for the zeros or the bias.
       for (int64_t at = 0; at < depth_ || at == 0; at += DEPTH) {
-        multiply_block({row, less_of(row + rows, left_.count), column, less_of(column + columns, right_.count), at,
-                        less_of(DEPTH, depth_ - at)},
+        multiply_block({row, smaller(row + rows, left_.count), column, smaller(column + columns, right_.count), at,
+                        smaller(DEPTH, depth_ - at)},
                        memory, memory + left_bytes);
       }
       Tiling::end();
@@ -99,13 +94,13 @@ class PackedProduct {
     // Without depth there is no panel, nor memory for one: a tile is what it starts from.
     const bool is_packed = block.depth > 0;
     for (int64_t row = block.row, panel = 0; is_packed && row < block.row_end; row += Tiling::ROWS, ++panel) {
-      const int64_t count = less_of(Tiling::ROWS, block.row_end - row);
+      const int64_t count = smaller(Tiling::ROWS, block.row_end - row);
       Tiling::pack_left(left_.from(row, block.at), count, block.depth, left + panel * left_panel);
     }
     for (int64_t first = block.column; first < block.column_end; first += GROUP * Tiling::COLUMNS) {
-      const int64_t end = less_of(first + GROUP * Tiling::COLUMNS, block.column_end);
+      const int64_t end = smaller(first + GROUP * Tiling::COLUMNS, block.column_end);
       for (int64_t column = first, panel = 0; is_packed && column < end; column += Tiling::COLUMNS, ++panel) {
-        const int64_t count = less_of(Tiling::COLUMNS, end - column);
+        const int64_t count = smaller(Tiling::COLUMNS, end - column);
         Tiling::pack_right(right_.from(column, block.at), count, block.depth, right + panel * right_panel);
       }
       for (int64_t row = block.row, left_at = 0; row < block.row_end; row += Tiling::ROWS, left_at += left_panel) {
@@ -120,7 +115,7 @@ class PackedProduct {
 
   /// The output's next tile, which nothing has touched for long, while this one is computed.
   void prefetch(int64_t row, int64_t column) const {
-    const int64_t end = less_of(row + Tiling::ROWS, left_.count);
+    const int64_t end = smaller(row + Tiling::ROWS, left_.count);
     for (; row < end; ++row) {
       for (int64_t at = 0; at < Tiling::COLUMNS; at += 64 / static_cast<int64_t>(sizeof(A))) {
         __builtin_prefetch(out_.data + row * out_.row + column + at, 1);
@@ -130,8 +125,8 @@ class PackedProduct {
 
   /// One tile, through memory of its own where the output ends inside it.
   void multiply_tile(const Block& block, const char* left, const char* right, int64_t row, int64_t column) const {
-    const int64_t rows = less_of(Tiling::ROWS, left_.count - row);
-    const int64_t columns = less_of(Tiling::COLUMNS, right_.count - column);
+    const int64_t rows = smaller(Tiling::ROWS, left_.count - row);
+    const int64_t columns = smaller(Tiling::COLUMNS, right_.count - column);
     const bool is_whole = rows == Tiling::ROWS && columns == Tiling::COLUMNS, is_begun = block.at > 0;
     const bool add = is_begun || out_.add || out_.bias;
     alignas(64) A apart[Tiling::ROWS * Tiling::COLUMNS];

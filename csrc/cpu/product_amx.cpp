@@ -158,7 +158,7 @@ struct Tiles {
     const float* line = from.data + depth * from.depth;
     if (from.index == 1) return load_some(line, count);
     float values[SIDE] = {};
-    for (int64_t index = 0; index < less_of(count, SIDE); ++index) values[index] = line[index * from.index];
+    for (int64_t index = 0; index < smaller(count, SIDE); ++index) values[index] = line[index * from.index];
     return load(values);
   }
 };

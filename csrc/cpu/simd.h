@@ -80,6 +80,8 @@ inline Vector<A> broadcast(A value) {
   return value - Vector<A>();  // no instruction: x - 0 is x, where 0 + x is not, for -0
 }
 
+inline int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
+
 // --- Parts of a vector -----------------------------------------------------------------------------------------------
 
 /// All lanes of a vector; an int where a row ends inside one.

@@ -10,9 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ascend_memory import Live, Tile, shared_by, tile, vector_cores
-from ..compilation import Compilation, Launch, compilations, on_meta, runs
+from ..compilation import Launch, runs
 from ..triton_chunks import offset_table
 from .operator import operator
+from .triton_launch import compiled, numbers
 
 
 @triton.jit(do_not_specialize=["pieces", "programs"])
@@ -81,11 +82,8 @@ def update(
             "masters": masters[0], "gradients": gradients[0], "moments1": moments1[0], "moments2": moments2[0],
             "emas": emas[0] if emas else None, "copies": copies[0] if copies else None, "table": table,
             "clip_factor": clip_factor, "pieces": pieces, "programs": programs,
-            # In fp64 here, as torch.optim.AdamW does: 1 - beta and 1 - beta^step cancel digits.
-            "decay": 1 - lr * weight_decay, "beta1_rest": 1 - beta1, "beta2": beta2, "beta2_rest": 1 - beta2,
-            "root_correction2": (1 - beta2**step) ** 0.5, "epsilon": epsilon, "rate": lr / (1 - beta1**step),
-            "ema_decay": ema_decay, "ema_rest": 1 - ema_decay, "HAS_EMA": bool(emas), "HAS_COPY": bool(copies),
-            "BLOCK": tiled.columns,
+            **numbers(lr, beta1, beta2, epsilon, weight_decay, step, ema_decay), "HAS_EMA": bool(emas),
+            "HAS_COPY": bool(copies), "BLOCK": tiled.columns,
         },
         unified_buffer=tiled.bytes,
     )  # fmt: skip
@@ -93,18 +91,4 @@ def update(
 
 adamw = operator("npu_triton", runs(update))
 
-
-def _compiled(gradient: torch.dtype, copy: torch.dtype | None) -> Iterator[Compilation]:
-    state, there = [on_meta(torch.float32, 9728, 2432)], on_meta(torch.float32)
-    gradients, copies = [on_meta(gradient, 9728, 2432)], [on_meta(copy, 9728, 2432)] if copy else []
-    for emas in (state, []):
-        label = f"gradients {gradient}, copies {copy}" + (", average" if emas else "")
-        numbers = (1e-4, 0.9, 0.95, 1e-8, 0.1, 7, 0.999)
-        yield from compilations(label, update(state, gradients, state, state, emas, copies, there, *numbers))
-
-
-COMPILED = tuple(
-    each
-    for kinds in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float32, None))
-    for each in _compiled(*kinds)
-)
+COMPILED = compiled(update)

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from ..compilation import Compilation, Launch, on_meta
 from .operator import operator
+from .triton_inputs import check, rows_together
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
-_WIDEST = 128
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PADDING = 256
 """The constants of queries are stored for a multiple of this many queries: no block of them is larger."""
 _CONSTANTS_BLOCK = 64
@@ -371,9 +370,9 @@ def tilings(dtype: torch.dtype, width: int, major: int) -> Tilings:
 
 
 def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ) -> None:
-    _check(q_BHQE, scale)
+    check("gpu_triton", q_BHQE, scale)
     tiling = tilings(q_BHQE.dtype, q_BHQE.shape[-1], _major(q_BHQE)).forward
-    q_BHQE, k_BHJE, v_BHJE = map(_rows_together, (q_BHQE, k_BHJE, v_BHJE))
+    q_BHQE, k_BHJE, v_BHJE = map(rows_together, (q_BHQE, k_BHJE, v_BHJE))
     _run(q_BHQE, forward_launch(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ, tiling))
 
 
@@ -381,7 +380,7 @@ def backward(
     d_out_BHQE, d_lse_BHQ, q_BHQE, k_BHJE, v_BHJE, out_BHQE, lse_BHQ, scale, d_q_BHQE, d_k_BHJE, d_v_BHJE
 ) -> None:
     chosen = tilings(q_BHQE.dtype, q_BHQE.shape[-1], _major(q_BHQE))
-    d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE = map(_rows_together, (d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE))
+    d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE = map(rows_together, (d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE))
     lse2, delta = constants = _constants_of(q_BHQE)
     d_lse_BHQ = None if d_lse_BHQ is None else d_lse_BHQ.contiguous()
     inputs = (q_BHQE, k_BHJE, v_BHJE, d_out_BHQE, lse2, delta)
@@ -477,28 +476,10 @@ def _is_describable(tensor_BHSE: Tensor) -> bool:
     )
 
 
-def _rows_together(tensor_BHSE: Tensor) -> Tensor:
-    """With the last stride 1: the kernels read whole rows."""
-    return tensor_BHSE if tensor_BHSE.stride(3) == 1 else tensor_BHSE.contiguous()
-
-
 def _constants_of(q_BHQE: Tensor) -> Tensor:
     batch, heads, queries, _ = q_BHQE.shape
     padded = triton.cdiv(queries, _PADDING) * _PADDING
     return q_BHQE.new_empty(2, batch * heads, padded, dtype=torch.float32)
-
-
-def _check(q_BHQE: Tensor, scale: float) -> None:
-    width, dtype = q_BHQE.shape[-1], q_BHQE.dtype
-    given = None
-    if dtype not in _DTYPES:
-        given = f"dtype {dtype}; allowed: {', '.join(map(str, _DTYPES))}"
-    elif width > _WIDEST:
-        given = f"head width {width}; allowed: up to {_WIDEST}"
-    elif not scale > 0:
-        given = f"scale {scale}; allowed: above 0 (a row's largest score is looked for before scaling)"
-    if given:
-        raise ValueError(f"joint_attention by gpu_triton: {given}; the backend reference takes it")
 
 
 def _major(tensor: Tensor) -> int:

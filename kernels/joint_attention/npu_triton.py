@@ -18,6 +18,7 @@ from torch import Tensor
 from ..ascend_memory import Live, Tile, check_product, cube_cores, shared_by, tile
 from ..compilation import Compilation, Launch, compilations, on_meta, runs
 from .operator import operator, tokens_first
+from .triton_inputs import check, rows_together
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -163,8 +164,6 @@ def _queries(
         _write(_head(d_q, index, heads, d_q_batch, d_q_head), d_q_QE * scale, start_q, Q, d_q_row, E, QUERIES, WIDTH)
 
 
-_WIDEST = 128
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CONSTANTS = Live(streamed=2, work=3)
 """out and d_out; both in fp32 and their product."""
 _SOFTMAX = Live(streamed=1, work=4)
@@ -209,10 +208,10 @@ def tiling(dtype: torch.dtype, width: int, part: str) -> Tiling:
 
 
 def forward(q_BHQE, k_BHJE, v_BHJE, scale, out_BHQE, lse_BHQ) -> Iterator[Launch]:
-    _check(q_BHQE, scale)
+    check("npu_triton", q_BHQE, scale)
     batch, heads, queries, width = q_BHQE.shape
     tiled = tiling(q_BHQE.dtype, width, _FORWARD)
-    q_BHQE, k_BHJE, v_BHJE = map(_rows_together, (q_BHQE, k_BHJE, v_BHJE))
+    q_BHQE, k_BHJE, v_BHJE = map(rows_together, (q_BHQE, k_BHJE, v_BHJE))
     yield Launch(
         kernel=_forward,
         **_share(q_BHQE, batch * heads, triton.cdiv(queries, tiled.own), {
@@ -229,7 +228,7 @@ def backward(
     batch, heads, queries, width = q_BHQE.shape
     keys = k_BHJE.shape[2]
     assert d_k_BHJE.stride() == d_v_BHJE.stride(), "operator.py allocates the two alike"
-    d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE = map(_rows_together, (d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE))
+    d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE = map(rows_together, (d_out_BHQE, q_BHQE, k_BHJE, v_BHJE, out_BHQE))
     lse2, delta = q_BHQE.new_empty(2, batch * heads, queries, dtype=torch.float32)
     rows = tile("joint_attention by npu_triton", _CONSTANTS, _padded(width), q_BHQE.dtype, most=64)
     yield Launch(
@@ -281,23 +280,6 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
 
 def _padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))  # a cube core's products are of 16 x 16
-
-
-def _rows_together(tensor_BHSE: Tensor) -> Tensor:
-    return tensor_BHSE if tensor_BHSE.stride(3) == 1 else tensor_BHSE.contiguous()
-
-
-def _check(q_BHQE: Tensor, scale: float) -> None:
-    width, dtype = q_BHQE.shape[-1], q_BHQE.dtype
-    given = None
-    if dtype not in _DTYPES:
-        given = f"dtype {dtype}; allowed: {', '.join(map(str, _DTYPES))}"
-    elif width > _WIDEST:
-        given = f"head width {width}; allowed: up to {_WIDEST}"
-    elif not scale > 0:
-        given = f"scale {scale}; allowed: above 0"
-    if given:
-        raise ValueError(f"joint_attention by npu_triton: {given}; the backend reference takes it")
 
 
 joint_attention = operator("npu_triton", runs(forward), runs(backward))

@@ -42,6 +42,12 @@ class MatrixProduct(Protocol):
         ...
 
 
+def check(bias_O: Tensor | None, sum_NO: Tensor | None) -> None:
+    """Raises ValueError for both at once."""
+    if bias_O is not None and sum_NO is not None:
+        raise ValueError("matrix_product is given a bias and a sum: add the bias to the sum, or leave one out")
+
+
 def _matrix_unit_refusal() -> str | None:
     if reason := native_refusal():
         return reason

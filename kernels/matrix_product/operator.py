@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..operator import define, define_in_place
-from . import MatrixProduct
+from . import MatrixProduct, check
 
 
 class Kernel(Protocol):
@@ -37,10 +37,9 @@ def operator(backend: str, kernel: Kernel) -> MatrixProduct:
     def matrix_product(
         left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None = None, sum_NO: Tensor | None = None
     ) -> Tensor:
+        check(bias_O, sum_NO)
         if sum_NO is None:
             return multiply(left_NI, right_IO, bias_O)
-        if bias_O is not None:
-            raise ValueError("matrix_product is given a bias and a sum: add the bias to the sum, or leave one out")
         multiply_add(left_NI, right_IO, sum_NO)
         return sum_NO
 

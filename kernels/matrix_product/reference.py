@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from ..precision import working_dtype
+from . import check
 
 
 @torch.no_grad()
 def matrix_product(
     left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None = None, sum_NO: Tensor | None = None
 ) -> Tensor:
-    if bias_O is not None and sum_NO is not None:
-        raise ValueError("matrix_product is given a bias and a sum: add the bias to the sum, or leave one out")
+    check(bias_O, sum_NO)
     working = working_dtype(left_NI.dtype)
     product = left_NI.to(working) @ right_IO.to(working)
     if sum_NO is not None:

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from ..device import adds_products_in_fp32
+from . import check
 
 
 @torch.no_grad()
 def matrix_product(
     left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None = None, sum_NO: Tensor | None = None
 ) -> Tensor:
-    if bias_O is not None and sum_NO is not None:
-        raise ValueError("matrix_product is given a bias and a sum: add the bias to the sum, or leave one out")
+    check(bias_O, sum_NO)
     if sum_NO is None:
         return left_NI @ right_IO if bias_O is None else left_NI @ right_IO + bias_O.to(left_NI.dtype)
     if left_NI.dtype == sum_NO.dtype:
