@@ -221,7 +221,8 @@ def agreed_kernels(
         refused = next((f"rank {rank}: {reason}" for rank, (_, reason) in enumerate(everyone) if reason), None)
     if refused is not None:
         raise ValueError(refused)
-    return choose(mesh.device.type, chosen, dtype=dtype)
+    # Rank 0 chooses once more as it did, so that its table says what was ranked and what was wished for.
+    return choose(mesh.device.type, wishes if mesh.rank == 0 else chosen, dtype=dtype, repeatable=repeatable)
 
 
 def check_agreement(config: RunConfig, dataset: ShardDataset, mesh: Mesh) -> None:
