@@ -118,8 +118,32 @@ def run_steps(session: Session, signals: StopSignals, metrics: MetricsWriter, pe
 
 def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
     """Update number `step`, counted from 1. Raises NonFiniteError on all ranks alike, the weights left as they were."""
-    trainer, mesh, watch = session.config.trainer, session.mesh, session.watch
+    mesh, watch = session.mesh, session.watch
+    tokens = session.loader.tokens(session.sample_index(step))
     parts: list[torch.Tensor] = []
+    loss = make_gradients(session, step, parts)
+    watch.at(step, "gradient norm")
+    grad_norm = session.optimizer.gradient_norm()
+
+    # One flag each, the largest over all ranks: nobody updates or stops alone. Reading them is the one wait for the
+    # device in a step.
+    broken = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
+    flags = torch.stack([broken, torch.full_like(broken, signals.stop_requested)]).float()
+    is_broken, stop = mesh.largest(flags).bool().tolist()
+    if is_broken:
+        raise NonFiniteError(_what_broke(session, step, parts, float(loss), float(grad_norm)))
+    watch.at(step, "update")
+    learning_rate = learning_rate_at(step, session.config.optimizer, session.config.trainer.max_steps)
+    session.optimizer.update(step, learning_rate, grad_norm)
+    return StepResult(loss, grad_norm, learning_rate, *tokens, stop)
+
+
+def make_gradients(session: Training, step: int, parts: list[torch.Tensor]) -> torch.Tensor:
+    """Forward and backward of the step's microbatches, gradients added up over ranks; the loss, the same on all ranks.
+
+    `parts` receives this rank's losses, [B] a microbatch.
+    """
+    mesh, watch = session.mesh, session.watch
     watch.at(step, "data")
     index = session.sample_index(step)
     video_tokens, text_tokens = session.loader.tokens(index)
@@ -136,25 +160,11 @@ def take_step(session: Training, step: int, signals: StopSignals) -> StepResult:
 
         return question.put_to(model), loss
 
-    count = session.config.micro_batches(mesh.world_size)
-    microbatches = Microbatches(count=count, samples=trainer.micro_batch, packed_rows=tokens.packed_rows)
+    count, samples = session.config.micro_batches(mesh.world_size), session.config.trainer.micro_batch
+    microbatches = Microbatches(count=count, samples=samples, packed_rows=tokens.packed_rows)
     batches = session.loader.microbatches(index, mesh.device)
     loss = session.model.forward_backward(forward, batches, microbatches)
-    loss = mesh.sum_of_parts(loss) / mesh.data_size
-    watch.at(step, "gradient norm")
-    grad_norm = session.optimizer.gradient_norm()
-
-    # One flag each, the largest over all ranks: nobody updates or stops alone. Reading them is the one wait for the
-    # device in a step.
-    broken = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
-    flags = torch.stack([broken, torch.full_like(broken, signals.stop_requested)]).float()
-    is_broken, stop = mesh.largest(flags).bool().tolist()
-    if is_broken:
-        raise NonFiniteError(_what_broke(session, step, parts, float(loss), float(grad_norm)))
-    watch.at(step, "update")
-    learning_rate = learning_rate_at(step, session.config.optimizer, trainer.max_steps)
-    session.optimizer.update(step, learning_rate, grad_norm)
-    return StepResult(loss, grad_norm, learning_rate, video_tokens, text_tokens, stop)
+    return mesh.sum_of_parts(loss) / mesh.data_size
 
 
 def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> float:

@@ -39,7 +39,8 @@ def _arena() -> ctypes.CDLL | str:
 
 def clear(tensor: torch.Tensor) -> None:
     """Zeros in a contiguous tensor. In the arena its pages go back, and are there again as they are written to."""
-    size = tensor.numel() * tensor.element_size()
-    arena = _arena() if tensor.is_cpu else ""
+    # A fake tensor says that it is on a CPU; its storage tells that there is nothing to clear.
+    size, is_here = tensor.numel() * tensor.element_size(), tensor.untyped_storage().device.type == "cpu"
+    arena = _arena() if is_here else ""
     if isinstance(arena, str) or not arena.contentv_memory_clear(tensor.data_ptr(), size):
         tensor.zero_()

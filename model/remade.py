@@ -93,4 +93,5 @@ def _saved(outputs: Made, until: Made) -> Iterator[tuple]:
 
 
 def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    # The storage itself, not its address: fake tensors have none.
+    return tensor.untyped_storage()._cdata

@@ -279,7 +279,8 @@ def _cuda_type_name(prefix: str) -> Callable[[Callable], Callable]:
         def named(tensor, *arguments, **keywords):
             answer = function(tensor, *arguments, **keywords)
             if isinstance(answer, str) and answer.startswith(prefix) and not answer.startswith("torch.cuda."):
-                return answer.replace(prefix, "torch.cuda.", 1)
+                # "torch.meta.FloatTensor" are the tensors of a rehearsal (rehearsal.py).
+                return answer.replace(prefix, "torch.cuda.", 1).replace(".meta.", ".")
             return answer
 
         return named

@@ -132,9 +132,9 @@ class LayerFactory:
         layer.product = self.product
         return layer
 
-    def replicated(self, inputs: int, outputs: int, *, on_sequence: bool = True) -> torch.nn.Linear:
+    def replicated(self, inputs: int, outputs: int, *, on_sequence: bool = True) -> "ReplicatedLinear":
         """A linear every rank holds whole, too small to cut. `on_sequence` False: x is one row a sample."""
-        layer = torch.nn.utils.skip_init(torch.nn.Linear, inputs, outputs, dtype=self.dtype, device=_default_device())
+        layer = ReplicatedLinear(inputs, outputs, dtype=self.dtype)
         for parameter in layer.parameters():
             # Tensor ranks see different tokens: megatron adds up the gradients of what is marked so.
             parameter.sequence_parallel = self.mesh.config.sequence and on_sequence
@@ -170,6 +170,13 @@ class LayerFactory:
             perform_initialization=False,
             gradient_accumulation_fusion=False,
         )
+
+
+class ReplicatedLinear(torch.nn.Linear):
+    """A linear every rank holds whole. Left unset, as the others are."""
+
+    def reset_parameters(self) -> None:
+        """torch would draw initial values here."""
 
 
 class HeadGain(torch.nn.Module):
@@ -311,10 +318,6 @@ def _factory(entry: ShardedTensor, dim: int, units: int, rank: int, ranks: int) 
         merge_fn=lambda pieces: torch.cat([pieces[number] for number in sorted(pieces)], dim=dim),
         replica_id=entry.replica_id,
     )
-
-
-def _default_device() -> torch.device:
-    return torch.empty(0).device
 
 
 def _unset(_tensor: torch.Tensor) -> None:

@@ -166,12 +166,14 @@ def _divided(context: distributed.ProcessGroup, config: ParallelConfig) -> tuple
         # One axis is the whole group, the other this rank alone.
         alone = _groups_of([[rank] for rank in range(distributed.get_world_size())])
         return (context, alone) if config.ring_size == 1 else (alone, context)
-    everyone: list[list[int] | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, distributed.get_process_group_ranks(context))
-    contexts = sorted({tuple(ranks) for ranks in everyone})
+    # megatron numbers ranks by tensor first, then by context.
+    stride, both = config.tensor, config.tensor * config.context
+    starts = [start + place for start in range(0, distributed.get_world_size(), both) for place in range(stride)]
+    contexts = [list(range(start, start + both, stride)) for start in starts]
+    assert distributed.get_process_group_ranks(context) in contexts, "megatron numbers its ranks in another order"
     size = config.ulysses_size
-    together = [list(ranks[first : first + size]) for ranks in contexts for first in range(0, len(ranks), size)]
-    around = [list(ranks[place::size]) for ranks in contexts for place in range(size)]
+    together = [ranks[first : first + size] for ranks in contexts for first in range(0, len(ranks), size)]
+    around = [ranks[place::size] for ranks in contexts for place in range(size)]
     return _groups_of(together), _groups_of(around)
 
 

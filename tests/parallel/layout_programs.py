@@ -18,10 +18,10 @@ from contentv.model.weights import drawn, joined
 from contentv.parallel.config import ParallelConfig
 from contentv.parallel.mesh import Mesh, build_mesh, leave_world
 from contentv.parallel.optimizer import AdamWSettings, Optimizer
+from contentv.parallel.traffic import Traffic
 from contentv.parallel.training import DataParallel, Shape
 from tests.parallel.faults import plant
 from tests.parallel.programs import microbatches, pieces, step_of
-from tests.parallel.traffic import Traffic
 
 MODEL = ModelConfig(
     layers=4, heads=4, head_width=16, text_width=12, pooled_width=10, channels=4, position="rope3d",

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from contentv.parallel.mesh import Mesh
+from .mesh import Mesh
 
 
 class Traffic(TorchDispatchMode):

@@ -1,0 +1,222 @@
+"""A step of every kind of rank of a world that is not there: its shapes, its memory, and what it sends.
+
+The run's own model, schedule and optimizer on tensors that have shapes and no values, in torch's fake process group: a
+wrong layout shows here, in a minute on a laptop, instead of on 256 devices.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..kernels.registry import KernelSet, choose
+from ..model.config import PATCH, ModelConfig
+from ..model.flow import Caption, Clips, FlowMatching
+from ..model.stages import stages
+from ..model.volume import Place, StepShape, Volume, count_volume
+from ..parallel.config import divide
+from ..parallel.mesh import Mesh, build_mesh
+from ..parallel.rehearsal import Rehearsal, imagined_world
+from .checkpoints import CheckpointFolder
+from .config import RunConfig
+from .live_memory import LiveMemory
+from .session import DTYPES, Training, build_training
+from .trainer import make_gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipShape:
+    """What every sample of the rehearsed step looks like."""
+
+    latents: tuple[int, int, int]
+    """Frames, rows and columns of the latents."""
+    text_tokens: int
+
+    @property
+    def video_tokens(self) -> int:
+        frames, rows, columns = self.latents
+        return frames * (rows // PATCH) * (columns // PATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """Ranks that do the same work: they differ in their samples, or in which heads or rows of a tensor they hold."""
+
+    rank: int
+    """The first of them."""
+    ranks: int
+    """How many there are."""
+    place: Place
+    blocks: int
+    video_tokens: int
+    """Of a sample, this rank's context share."""
+    text_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsedRole:
+    """What one rank of a role held and sent. Bytes."""
+
+    role: Role
+    held_bytes: int
+    """Weights, gradients, masters, moments and average, between steps."""
+    peak_bytes: int
+    """Most at any moment of a step."""
+    sent_bytes: dict[str, int]
+    """In a step, by axis."""
+    expected_bytes: dict[str, int]
+    """The same by the closed form that the planner uses (model/volume.py)."""
+    seconds: float
+    """What the rehearsal took."""
+
+    @property
+    def worst_difference(self) -> float:
+        """Relative, of the axes on which anything is sent, expected over sent."""
+        pairs = ((self.expected_bytes[axis], sent) for axis, sent in self.sent_bytes.items())
+        return max(
+            (abs(expected - sent) / max(sent, expected) for expected, sent in pairs if sent or expected), default=0.0
+        )
+
+
+class ImaginedBatches:
+    """Microbatches of one shape, for as long as they are asked for."""
+
+    def __init__(self, clips: Clips, tokens: tuple[int, int], count: int):
+        self.clips, self.of_a_sample, self.count = clips, tokens, count
+
+    def global_ids(self, _sample_index: int) -> list[int]:
+        return []
+
+    def tokens(self, _sample_index: int) -> tuple[int, int]:
+        return self.of_a_sample
+
+    def microbatches(self, _sample_index: int, _device: torch.device) -> Iterator[Clips]:
+        for _ in range(self.count):
+            yield self.clips
+
+
+def roles(config: RunConfig, world: int, clip: ClipShape) -> list[Role]:
+    """Every kind of rank there is. ValueError where the layout fits neither world, batch nor model.
+
+    Tensor ranks hold parts of equal shape (heads that do not divide are filled up), so one stands for all.
+    """
+    config.micro_batches(world)
+    layout = config.parallel
+    counts = list(zip(divide(clip.video_tokens, layout.context), divide(clip.text_tokens, layout.context), strict=True))
+    runs = stages(config.model, layout.stages)
+    found = []
+    for pipeline in range(layout.pipeline):
+        held = [runs[chunk * layout.pipeline + pipeline] for chunk in range(layout.virtual_pipeline)]
+        for (video, text), alike in Counter(counts).items():
+            context = counts.index((video, text))
+            data = world // layout.model_ranks
+            found.append(
+                Role(
+                    rank=layout.tensor * (context + layout.context * data * pipeline),
+                    ranks=alike * layout.tensor * data,
+                    place=Place(context=context, pipeline=pipeline),
+                    blocks=sum(len(run.blocks) for run in held),
+                    video_tokens=video,
+                    text_tokens=text,
+                )
+            )
+    return found
+
+
+def rehearsed_microbatches(config: RunConfig, world: int) -> int:
+    """How many of a step's microbatches are rehearsed: as many as fill the pipeline; the others repeat them."""
+    layout = config.parallel
+    enough = layout.pipeline * (2 if layout.virtual_pipeline > 1 else 1)
+    return min(config.micro_batches(world), enough)
+
+
+def rehearse(config: RunConfig, world: int, clip: ClipShape, role: Role) -> RehearsedRole:
+    """Builds that rank and takes a step with it."""
+    started = time.perf_counter()
+    count = rehearsed_microbatches(config, world)
+    config = shortened(config, world, count)
+    with imagined_world(role.rank, world):
+        mesh = build_mesh(config.parallel)
+        with Rehearsal() as rehearsal:
+            held, peak = step_memory(config, mesh, clip)
+        sent = rehearsal.by_axis(mesh)
+    shape = StepShape(
+        video_tokens=clip.video_tokens,
+        text_tokens=clip.text_tokens,
+        samples=config.trainer.micro_batch,
+        microbatches=count,
+        data=config.parallel.data_size(world),
+        value_bytes=DTYPES[config.trainer.precision].itemsize,
+        recompute=config.trainer.recompute,
+        recomputed_blocks=config.trainer.recompute_blocks,
+    )
+    return RehearsedRole(
+        role=role,
+        held_bytes=held,
+        peak_bytes=peak,
+        sent_bytes={axis: round(size) for axis, size in sent.items() if axis != "world"},
+        expected_bytes=by_axis(count_volume(config.model, config.parallel, role.place, shape)),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def step_memory(config: RunConfig, mesh: Mesh, clip: ClipShape) -> tuple[int, int]:
+    """Bytes of tensors that this rank holds between steps, and at most during one; rehearsed or in earnest.
+
+    A first step sends what all later ones do: megatron gathers the weights before it, too.
+    """
+    dtype, repeatable = DTYPES[config.trainer.precision], config.kernels.repeatable
+    kernels = choose(mesh.device.type, config.kernels.wishes(), dtype=dtype, repeatable=repeatable)
+    with LiveMemory() as memory:
+        training = imagined_training(config, mesh, kernels, clip)
+        held = memory.bytes
+        make_gradients(training, 1, [])
+        training.optimizer.update(1, config.optimizer.learning_rate, training.optimizer.gradient_norm())
+    return held, memory.peak
+
+
+def by_axis(volume: Volume) -> dict[str, int]:
+    """As messages are counted: sequence parallelism sends over the tensor group."""
+    sent = dict(vars(volume))
+    sent["tensor"] += sent.pop("sequence")
+    return sent
+
+
+def shortened(config: RunConfig, world: int, microbatches: int) -> RunConfig:
+    """The same run with so many microbatches a step."""
+    batch = microbatches * config.trainer.micro_batch * config.parallel.data_size(world)
+    return replace(config, trainer=replace(config.trainer, global_batch=batch))
+
+
+def imagined_training(config: RunConfig, mesh: Mesh, kernels: KernelSet, clip: ClipShape) -> Training:
+    """The rank's model and optimizer, and batches of that shape. In a `Rehearsal` it costs no memory."""
+    model, optimizer = build_training(config, mesh, kernels)
+    count = config.micro_batches(mesh.world_size)
+    clips = imagined_clips(config.model, config.trainer.micro_batch, clip)
+    empty = Caption(clips.caption.tokens_BTW[0], clips.caption.pooled_BW[0])
+    return Training(
+        config=config,
+        mesh=mesh,
+        kernels=kernels,
+        loader=ImaginedBatches(clips, (clip.video_tokens, clip.text_tokens), count),
+        flow=FlowMatching(config.flow, kernels, config.trainer.seed, empty),
+        model=model,
+        optimizer=optimizer,
+        checkpoints=CheckpointFolder(config.run.folder),
+        first_step=0,
+        first_sample=0,
+        watch=mesh.watch(),
+    )
+
+
+def imagined_clips(model: ModelConfig, samples: int, clip: ClipShape) -> Clips:
+    """Shapes and dtypes of what the shards hold, values unset."""
+    return Clips(
+        latents_BCFYX=torch.empty(samples, model.channels, *clip.latents),
+        caption=Caption(
+            torch.empty(samples, clip.text_tokens, model.text_width), torch.empty(samples, model.pooled_width)
+        ),
+        sample_B=torch.empty(samples, dtype=torch.int64),
+    )
