@@ -1,7 +1,6 @@
 """Counts the bytes of tensors that live at once, whoever holds them: Python, autograd, or megatron's buffers."""
 
 import weakref
-from collections.abc import Iterator
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +17,6 @@ class LiveTensors(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.sizes: dict[int, int] = {}
-        self.ends: list[weakref.finalize] = []
 
     def __torch_dispatch__(self, function, _types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
@@ -40,6 +38,3 @@ class LiveTensors(TorchDispatchMode):
 
     def release(self, key: int) -> None:
         self.live -= self.sizes.pop(key)
-
-    def largest(self) -> Iterator[int]:
-        return iter(sorted(self.sizes.values(), reverse=True))

@@ -1,5 +1,9 @@
 """What ranks run for the planner's tests: real steps of a small run, and what was seen of them."""
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 
 from contentv.engine.session import DTYPES, build_training, set_weights
@@ -14,7 +18,7 @@ from tests.parallel.programs import microbatches, step_of
 class RealRun:
     """Model, optimizer and batches of a small run, one rank's part."""
 
-    def __init__(self, run: dict, latents: list[int], text_tokens: int):
+    def __init__(self, run: dict, latents: list[int] = LATENTS, text_tokens: int = TEXT_TOKENS):
         torch.set_num_threads(1)
         self.config = config = small_run(**run)
         self.mesh = build_mesh(config.parallel)
@@ -38,20 +42,57 @@ class RealRun:
                 torch.arange(number * samples, (number + 1) * samples),
             )
 
-    def take_step(self, number: int) -> None:
-        shape = microbatches([next(self.batches())], self.mesh)
-        shape = type(shape)(count=self.count, samples=shape.samples, packed_rows=shape.packed_rows)
-        self.model.forward_backward(step_of(self.flow, number), self.batches(), shape)
+    def take_step(self, number: int, watched: Callable = lambda step: step) -> None:
+        """`watched` may wrap the forward step."""
+        expected = replace(microbatches([next(self.batches())], self.mesh), count=self.count)
+        self.model.forward_backward(watched(step_of(self.flow, number)), self.batches(), expected)
         self.optimizer.update(number, 1e-4, self.optimizer.gradient_norm())
 
 
-def live_bytes(*, run: dict, latents: list[int] = LATENTS, text_tokens: int = TEXT_TOKENS, explain: bool = False):
-    """The most bytes of tensors alive at once on this rank, over two steps."""
+def live_bytes(*, run: dict, latents: list[int] = LATENTS, text_tokens: int = TEXT_TOKENS) -> int:
+    """The most bytes of tensors alive at once on this rank in a step that is not the first."""
     with LiveTensors() as tensors:
         real = RealRun(run, latents, text_tokens)
         real.take_step(1)
-        persisting, tensors.peak = tensors.live, 0
+        tensors.peak = 0
         real.take_step(2)
-    report = {"peak": tensors.peak, "between steps": persisting}
     leave_world()
-    return report
+    return tensors.peak
+
+
+def order_of_passes(*, run: dict, latents: list[int], text_tokens: int) -> list[list]:
+    """[direction, chunk, microbatch] of every pass of a step, as megatron's schedule asked for them."""
+    real = RealRun(run, latents, text_tokens)
+    passes: list[list] = []
+
+    def recorded(step):
+        def forward(module, batch):
+            chunk = next(number for number, each in enumerate(real.model.chunks) if each is module)
+            microbatch = int(batch.sample_B[0]) // len(batch.sample_B)
+            passes.append(["forward", chunk, microbatch])
+            output, loss = step(module, batch)
+            output.register_hook(lambda _gradient: passes.append(["backward", chunk, microbatch]))
+            return output, loss
+
+        return forward
+
+    real.take_step(1, recorded)
+    leave_world()
+    return passes
+
+
+def step_seconds(*, runs: list[dict], rounds: int) -> list[list[float]]:
+    """Seconds of steps of several runs of one world, which take turns, so that all of them see the same machine."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for number, given in enumerate(runs):
+            real = RealRun(**given)
+            real.take_step(1)
+            for step in (2, 3):
+                torch.distributed.barrier()
+                started = time.perf_counter()
+                real.take_step(step)
+                torch.distributed.barrier()
+                seconds[number].append(time.perf_counter() - started)
+    leave_world()
+    return seconds
