@@ -104,6 +104,16 @@ class BlockMemory:
 
     def moments(self, layer: int, recompute: Recompute) -> list[Moment]:
         """On top of what is kept of this block and all others: in its MLP's two products, and in its attention."""
+        key = self.is_last(layer), recompute
+        if key not in self._moments:
+            self._moments[key] = self._moments_by(layer, recompute)
+        return self._moments[key]
+
+    @cached_property
+    def _moments(self) -> dict[tuple[bool, Recompute], list[Moment]]:
+        return {}
+
+    def _moments_by(self, layer: int, recompute: Recompute) -> list[Moment]:
         video, text = self.video, self.text
         is_selective = recompute == "selective"
         text_mlp = 0 if is_selective or self.is_last(layer) else text.mlp

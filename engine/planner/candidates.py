@@ -28,7 +28,6 @@ class Candidate:
 
     config: RunConfig
     """Without recomputation."""
-    blocks: BlockTimes
     bound: float
     """Seconds below which its step cannot come: all work shared out evenly, the least bubble, nothing else to wait."""
 
@@ -55,6 +54,7 @@ class Candidates:
     rates: Rates
     refusals: dict[str, Refusal] = field(default_factory=dict)
     """The first of each kind."""
+    known: dict[tuple, BlockTimes] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: {"taken": 0, "refused": 0})
 
     def __iter__(self) -> Iterator[Candidate]:
@@ -63,18 +63,15 @@ class Candidates:
             replace(base, micro_batch=size) for size in MICRO_BATCHES if self.config.trainer.global_batch % size == 0
         ]
         for cell in self.cells():
+            layouts, sample = list(self.pipelines(cell)), 0.0
             for trainer in trainers:
-                blocks = whole = None
-                for layout in self.pipelines(cell):
+                for layout in layouts:
                     config = replace(self.config, parallel=layout, trainer=trainer)
                     count = self.count(config)
-                    if not count:
-                        continue
-                    if blocks is None:
-                        blocks = block_times(config, self.world, self.hardware, self.shape, self.rates)
-                        whole = self.whole(blocks)
-                    self.counts["taken"] += 1
-                    yield Candidate(config=config, blocks=blocks, bound=_bound(whole, layout, count))
+                    if count:
+                        sample = sample or self.seconds_a_sample(config)
+                        self.counts["taken"] += 1
+                        yield Candidate(config=config, bound=_bound(sample * trainer.micro_batch, layout, count))
 
     def cells(self) -> Iterator[dict]:
         """What a block's work depends on: tensor, sequence, context and ulysses degrees."""
@@ -113,12 +110,20 @@ class Candidates:
                 )  # fmt: skip
             return 0
 
-    def whole(self, blocks: BlockTimes) -> float:
-        """Seconds of a microbatch through all blocks and both ends."""
-        layers = self.config.model.layers
+    def seconds_a_sample(self, config: RunConfig) -> float:
+        """Least seconds of one sample through all blocks and both ends: many at once share what a launch costs."""
+        most = replace(config, trainer=replace(config.trainer, micro_batch=MICRO_BATCHES[-1]))
+        blocks, layers = self.blocks(most), self.config.model.layers
         inner, last = blocks.block(0, "none") if layers > 1 else (), blocks.block(layers - 1, "none")
         passes = [*(each * (layers - 1) for each in inner), *last, *(each for end in blocks.ends() for each in end)]
-        return sum(passes, Times()).total
+        return sum(passes, Times()).total / MICRO_BATCHES[-1]
+
+    def blocks(self, config: RunConfig) -> BlockTimes:
+        """Of a candidate; pipelines share it."""
+        key = replace(config.parallel, pipeline=1, virtual_pipeline=1), config.trainer.micro_batch
+        if key not in self.known:
+            self.known[key] = block_times(config, self.world, self.hardware, self.shape, self.rates)
+        return self.known[key]
 
 
 def _bound(whole: float, layout: ParallelConfig, count: int) -> float:

@@ -5,18 +5,16 @@ keep (activations.py) for as many microbatches as the schedule has under way (sc
 counts. tests/engine/planner/test_memory.py compares with the tensors of real runs.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from ...model.config import Recompute
 from ...model.stages import Stage
 from ...model.volume import GRADIENT_BYTES
 from ...parallel.config import ParallelConfig
 from ..config import RunConfig
 from ..hardware import Hardware
 from .activations import BlockMemory, Moment
-from .held import held_by, runs_of
+from .held import Alike, alike, held_by, runs_of
 from .schedule import in_flight
 from .shape import Shape
 
@@ -99,12 +97,16 @@ class StepMemory:
 
     def kept(self, run: Stage) -> int:
         """Of one microbatch that went forward through a run of blocks."""
-        return self.kept_of(run, run.blocks) + self.behind(run)
+        return self.kept_until(run, run.end) + self.behind(run)
 
-    def kept_of(self, run: Stage, blocks: Iterable[int]) -> int:
-        """Of these blocks of a run, and of what comes before them."""
+    def kept_until(self, run: Stage, end: int) -> int:
+        """Of a run's blocks in front of block `end`, and of what comes before them."""
         before = self.block.embedded if run.is_first else self.block.row
-        blocks_kept = sum(self.block.kept(layer, self.recomputing(run, layer)) for layer in blocks)
+        blocks_kept = sum(
+            self.block.kept(group.begin, group.recompute) * (min(group.end, end) - group.begin)
+            for group in self.alike(run)
+            if group.begin < end
+        )
         return self.block.rotation + before + blocks_kept
 
     def behind(self, run: Stage) -> int:
@@ -118,11 +120,10 @@ class StepMemory:
     def backward(self, run: Stage) -> list[Moment]:
         """The fullest moments of a run's backward, what it keeps of this microbatch included."""
         sent = 0 if run.is_last else self.block.packed  # the head's backward comes first, and lets go of what it kept
-        last_of_its_kind = {(self.recomputing(run, layer), self.block.is_last(layer)): layer for layer in run.blocks}
         return [
-            replace(moment, activations=moment.activations + self.kept_of(run, range(run.begin, layer + 1)) + sent)
-            for (recompute, _), layer in last_of_its_kind.items()
-            for moment in self.block.moments(layer, recompute)
+            replace(moment, activations=moment.activations + self.kept_until(run, group.end) + sent)
+            for group in self.alike(run)
+            for moment in self.block.moments(group.begin, group.recompute)
         ]
 
     def buffers(self, run: Stage) -> int:
@@ -132,9 +133,8 @@ class StepMemory:
             held += self.block.packed  # the gradient that came from the next run
         return held
 
-    def recomputing(self, run: Stage, layer: int) -> Recompute:
-        trainer = self.config.trainer
-        return trainer.recompute if layer in run.recomputing(trainer.recompute_blocks) else "none"
+    def alike(self, run: Stage) -> tuple[Alike, ...]:
+        return alike(run, self.config.trainer.recompute, self.config.trainer.recompute_blocks)
 
     @cached_property
     def block(self) -> BlockMemory:

@@ -34,11 +34,11 @@ def draw(plans: list[Plan], world: int, file: Path) -> None:
 
 
 def _bars(axes, names: list[str] | None, parts: list[dict[str, float]]) -> None:
-    """One horizontal bar a layout, from the top down; parts that are nothing anywhere are left out."""
+    """One horizontal bar a layout, from the top down; parts that are nothing everywhere are left out."""
     places, ends = range(len(parts)), [0.0] * len(parts)
     for part in parts[0]:
         values = [each[part] for each in parts]
-        if max(values) > 0.005 * max(sum(each.values()) for each in parts):
+        if any(values):
             axes.barh(places, values, left=ends, label=part.replace("_", " "))
         ends = [end + value for end, value in zip(ends, values, strict=True)]
     axes.invert_yaxis()

@@ -13,7 +13,7 @@ from functools import cached_property
 from ...model.config import Recompute
 from ..config import RunConfig
 from ..hardware import Hardware
-from .candidates import Candidate, Candidates, Refusal
+from .candidates import Candidates, Refusal
 from .memory import GIB, Memory, StepMemory
 from .prediction import USABLE, Prediction, device_rates, operations, predict, step_time
 from .rates import Rates
@@ -70,10 +70,8 @@ class Search:
     memories: dict[tuple, Memory] = field(default_factory=dict)
 
     def plan(self) -> Plan:
-        candidates = Candidates(
-            config=self.config, world=self.world, hardware=self.hardware, shape=self.shape, rates=self.rates
-        )
-        heap = [(each.bound, number, each) for number, each in enumerate(candidates)]
+        candidates = self.candidates
+        heap = [(each.bound, number, each.config) for number, each in enumerate(candidates)]
         if not heap:
             raise ValueError(
                 f"no layout of {self.world} processes divides this model and batch; the first reason: "
@@ -91,7 +89,7 @@ class Search:
             refused=candidates.counts["refused"],
         )
 
-    def best(self, heap: list[tuple[float, int, Candidate]]) -> list[Prediction]:
+    def best(self, heap: list[tuple[float, int, RunConfig]]) -> list[Prediction]:
         """The fastest that fit."""
         heapq.heapify(heap)
         found: list[tuple[float, int, int, RunConfig, Times]] = []
@@ -100,23 +98,22 @@ class Search:
                 break
             _, _, candidate = heapq.heappop(heap)
             for config in self.fitting(candidate):
-                times = self.times(config, candidate)
+                times = self.times(config)
                 found.append((times.total, self.memory(config).total, len(found), config, times))
                 if number < self.top and config.parallel.distributed_optimizer:
-                    whole = replace(config, parallel=replace(config.parallel, distributed_optimizer=False))
-                    heapq.heappush(heap, (times.total, -1 - len(found), replace(candidate, config=whole)))
+                    undivided = replace(candidate, parallel=replace(config.parallel, distributed_optimizer=False))
+                    heapq.heappush(heap, (times.total, -1 - len(found), undivided))
         return [self.prediction(config, times) for _, _, _, config, times in sorted(found)[: self.top]]
 
-    def fitting(self, candidate: Candidate) -> Iterator[RunConfig]:
+    def fitting(self, config: RunConfig) -> Iterator[RunConfig]:
         """The candidate as it is, if it fits; else with the least recomputation of each kind with which it does."""
-        config = candidate.config
         if self.fits(config):
             yield config
             return
         less = [found for kind in ("selective", "full") if (found := self.least(config, kind))]
         yield from less
         if len(self.misfits) < self.top and config.parallel.distributed_optimizer:
-            change = self.change(config, min(less, key=lambda each: self.times(each, candidate).total, default=None))
+            change = self.change(config, min(less, key=lambda each: self.times(each).total, default=None))
             total = self.memory(config).total / GIB
             self.misfits.append(
                 Misfit(
@@ -188,8 +185,8 @@ class Search:
         limit = USABLE * self.hardware.memory_gib * GIB
         return not limit or self.memory(config).total <= limit
 
-    def times(self, config: RunConfig, candidate: Candidate) -> Times:
-        return step_time(config, self.world, self.step_memory(config).block, candidate.blocks).times()
+    def times(self, config: RunConfig) -> Times:
+        return step_time(config, self.world, self.step_memory(config).block, self.candidates.blocks(config)).times()
 
     def prediction(self, config: RunConfig, times: Times) -> Prediction:
         return Prediction(
@@ -206,6 +203,12 @@ class Search:
 
     def step_memory(self, config: RunConfig) -> StepMemory:
         return StepMemory(config=config, world=self.world, hardware=self.hardware, shape=self.shape)
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        return Candidates(
+            config=self.config, world=self.world, hardware=self.hardware, shape=self.shape, rates=self.rates
+        )
 
     @cached_property
     def rates(self) -> Rates:

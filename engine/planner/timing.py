@@ -15,7 +15,7 @@ from ...model.volume import GRADIENT_BYTES, Held
 from ...parallel.config import ParallelConfig
 from ..config import RunConfig
 from ..hardware import Hardware
-from .held import held_by, runs_of
+from .held import alike, held_by, runs_of
 from .rates import Rates
 from .schedule import makespan
 from .work import BlockWork, Work
@@ -164,12 +164,11 @@ class StepTime:
     def run(self, run: Stage) -> tuple[Times, Times]:
         """One microbatch through a run of blocks, forward and backward."""
         ahead, behind = Times(), Times()
-        kinds: dict[tuple[bool, Recompute], list[int]] = {}
-        for layer in run.blocks:
-            kinds.setdefault((self.blocks.work.is_last(layer), self.recomputing(run, layer)), []).append(layer)
-        for (_, recompute), layers in kinds.items():
-            forward, backward = self.blocks.block(layers[0], recompute)
-            ahead, behind = ahead + forward * len(layers), behind + backward * len(layers)
+        trainer = self.config.trainer
+        for group in alike(run, trainer.recompute, trainer.recompute_blocks):
+            forward, backward = self.blocks.block(group.begin, group.recompute)
+            count = group.end - group.begin
+            ahead, behind = ahead + forward * count, behind + backward * count
         front, back = self.blocks.ends()
         for is_there, (forward, backward) in ((run.is_first, front), (run.is_last, back)):
             if is_there:
@@ -207,10 +206,6 @@ class StepTime:
         owned = held // (self.summing if self.layout.distributed_optimizer else 1)
         adamw = 36 + (2 if self.value_bytes == 2 else 0)
         return (4 * held + (4 + adamw) * owned) / self.blocks.rates.optimizer_memory / 1e9
-
-    def recomputing(self, run: Stage, layer: int) -> Recompute:
-        trainer = self.config.trainer
-        return trainer.recompute if layer in run.recomputing(trainer.recompute_blocks) else "none"
 
     @property
     def layout(self) -> ParallelConfig:
