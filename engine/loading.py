@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from ..kernels.device import sent_to
-from ..model.codecs.codec import latent_size
+from ..model.clip_size import latent_size
 from ..model.config import PATCH
 from ..model.flow import Caption, Clips
 from .data.sampler import Sampler, local

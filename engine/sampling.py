@@ -13,8 +13,9 @@ import torch
 
 from ..kernels.registry import KernelSet, choose, choose_like
 from ..model import published, weights
+from ..model.clip_size import PIXELS_PER_LATENT, latent_size
 from ..model.codecs import load_codec
-from ..model.codecs.codec import PIXELS_PER_LATENT, Codec, latent_size
+from ..model.codecs.codec import Codec
 from ..model.config import PATCH, FlowConfig, ModelConfig, Position
 from ..model.flow import Caption, Guidance, initial_noise, sample
 from ..model.mmdit import MMDiT, build

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train a recipe, or go on from its last checkpoint",
+    "plan": "which layout fits a cluster and is fastest, before the job is sent",
     "sample": "one video from a run or from published weights",
     "evaluate": "recompute a run's figures from its last checkpoint and its data",
     "convert": "compare published weights with golden values, write and read them",

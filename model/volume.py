@@ -19,6 +19,10 @@ GRADIENT_BYTES = 4
 """Gradients of weights, and of keys and values on their way round a ring, are fp32 in every precision."""
 
 
+BEHIND = ("norm_out.", "proj_out.")
+"""What the last stage has behind its blocks; every other name outside of blocks is the first stage's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """One rank's coordinates; what data-parallel ranks send does not depend on theirs."""
@@ -78,6 +82,42 @@ def count_volume(config: ModelConfig, layout: ParallelConfig, place: Place, step
     volume["sequence"] += rank.marked_gradients()
     volume["data"] = rank.weights_and_gradients()
     return Volume(**volume)
+
+
+def count_block(config: ModelConfig, layout: ParallelConfig, place: Place, step: StepShape, layer: int) -> Volume:
+    """What the rank at `place` sends for one block and one microbatch; `step.recompute` is that block's."""
+    rank, stage = _Rank(config, layout, place, step), Stage(layer, layer + 1, config.layers)
+    each = {"tensor": rank.tensor, "sequence": rank.sequence, "ulysses": rank.ulysses, "ring": rank.ring}
+    return Volume(pipeline=0, data=0, **{axis: of(stage, layer) for axis, of in each.items()})
+
+
+@dataclass(frozen=True)
+class Held:
+    """Parameters of a tensor rank, units of zeros included: in front of the blocks, of each block, and behind them."""
+
+    front: int
+    blocks: tuple[int, ...]
+    back: int
+
+    def by(self, stage: Stage) -> int:
+        """Of a run of blocks."""
+        ends = self.front * stage.is_first + self.back * stage.is_last
+        return ends + sum(self.blocks[stage.begin : stage.end])
+
+
+def count_held(config: ModelConfig, layout: ParallelConfig) -> Held:
+    """What a tensor rank holds of the whole model."""
+    step = StepShape(video_tokens=1, text_tokens=1, samples=1, microbatches=1, data=1)
+    rank, front, blocks, back = _Rank(config, layout, Place(), step), 0, [0] * config.layers, 0
+    for name, shape in parameter_shapes(config).items():
+        share = rank.share(name, shape)
+        if name.startswith("transformer_blocks."):
+            blocks[int(name.split(".")[1])] += share
+        elif name.startswith(BEHIND):
+            back += share
+        else:
+            front += share
+    return Held(front, tuple(blocks), back)
 
 
 @dataclass(frozen=True)
@@ -183,7 +223,7 @@ class _Rank:
             if name.startswith("transformer_blocks."):
                 is_held = int(name.split(".")[1]) in blocks
             else:
-                is_held = last if name.startswith(("norm_out.", "proj_out.")) else first
+                is_held = last if name.startswith(BEHIND) else first
             if is_held:
                 found[name] = self.share(name, shape)
         return found

@@ -16,7 +16,7 @@ import torch
 from numpy.lib import format as numpy_format
 from torch import Tensor
 
-from ...model.codecs.codec import latent_size
+from ...model.clip_size import latent_size
 from ...model.weight_files import read_tensors
 from ...parallel.reading import file_sha256, parse_json, shown
 from .manifest import SPLITS, UNVALIDATED, Bucket, Manifest, SampleEntry, ShardEntry, read_manifest

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT, identity_of, latent_size, load_tensors, save_tensors
+from ..clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_size
+from .codec import identity_of, load_tensors, save_tensors
 
 CHANNELS = 16
 

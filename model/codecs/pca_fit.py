@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_size
+from ..clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_size
 from .pca import (
     CHANNELS,
     NEIGHBOURHOOD,

@@ -24,15 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .codec import (
-    FRAMES_PER_LATENT,
-    PIXELS_PER_LATENT,
-    SETTINGS_FILE,
-    identity_of,
-    latent_size,
-    read_settings,
-    write_settings,
-)
+from ..clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_size
+from .codec import SETTINGS_FILE, identity_of, read_settings, write_settings
 from .wan_folder import CLASS, CONFIG_FILE, SETTINGS, is_vae_folder, read_config, read_weights, vae_folder
 
 FOLDER_VARIABLE = "CONTENTV_WAN"

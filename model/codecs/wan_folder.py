@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ...parallel.reading import read_json
+from ..clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from ..weight_files import read_tensors, tensor_files
-from .codec import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
 CLASS = "AutoencoderKLWan"
 CONFIG_FILE = "config.json"

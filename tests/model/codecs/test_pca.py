@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from contentv.model.clip_size import latent_size
 from contentv.model.codecs import load_codec
-from contentv.model.codecs.codec import latent_size
 from contentv.model.codecs.pca import PCACodec, decoder_input, from_blocks, to_blocks
 from contentv.model.codecs.pca_fit import fit
 
