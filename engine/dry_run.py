@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..kernels.registry import KernelSet, choose
-from ..model.config import PATCH, ModelConfig
+from ..model.config import ModelConfig
 from ..model.flow import Caption, Clips, FlowMatching
 from ..model.stages import stages
 from ..model.volume import Place, StepShape, Volume, count_volume
@@ -21,23 +21,12 @@ from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.rehearsal import Rehearsal, imagined_world
 from .checkpoints import CheckpointFolder
 from .config import RunConfig
+from .hardware import hardware_of
 from .live_memory import LiveMemory
+from .planner import Shape
+from .planner.memory import StepMemory
 from .session import DTYPES, Training, build_training
 from .trainer import make_gradients
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipShape:
-    """What every sample of the rehearsed step looks like."""
-
-    latents: tuple[int, int, int]
-    """Frames, rows and columns of the latents."""
-    text_tokens: int
-
-    @property
-    def video_tokens(self) -> int:
-        frames, rows, columns = self.latents
-        return frames * (rows // PATCH) * (columns // PATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +52,27 @@ class RehearsedRole:
     held_bytes: int
     """Weights, gradients, masters, moments and average, between steps."""
     peak_bytes: int
-    """Most at any moment of a step."""
+    """Most at any moment of a step; what a kernel has for itself meanwhile is not seen."""
+    planned_bytes: int
+    """The same as the planner says for the first rank of this stage."""
     sent_bytes: dict[str, int]
     """In a step, by axis."""
     expected_bytes: dict[str, int]
-    """The same by the closed form that the planner uses (model/volume.py)."""
+    """The same by the planner's closed form (model/volume.py)."""
     seconds: float
     """What the rehearsal took."""
 
     @property
-    def worst_difference(self) -> float:
-        """Relative, of the axes on which anything is sent, expected over sent."""
+    def memory_difference(self) -> float:
+        """Relative, planner to rehearsal."""
+        return abs(self.planned_bytes - self.peak_bytes) / self.peak_bytes
+
+    @property
+    def volume_difference(self) -> float:
+        """The same of what is sent, on the axis where it is largest."""
         pairs = ((self.expected_bytes[axis], sent) for axis, sent in self.sent_bytes.items())
         return max(
-            (abs(expected - sent) / max(sent, expected) for expected, sent in pairs if sent or expected), default=0.0
+            (abs(expected - sent) / max(expected, sent) for expected, sent in pairs if expected or sent), default=0.0
         )
 
 
@@ -97,14 +93,16 @@ class ImaginedBatches:
             yield self.clips
 
 
-def roles(config: RunConfig, world: int, clip: ClipShape) -> list[Role]:
+def roles(config: RunConfig, world: int, shape: Shape) -> list[Role]:
     """Every kind of rank there is. ValueError where the layout fits neither world, batch nor model.
 
     Tensor ranks hold parts of equal shape (heads that do not divide are filled up), so one stands for all.
     """
     config.micro_batches(world)
     layout = config.parallel
-    counts = list(zip(divide(clip.video_tokens, layout.context), divide(clip.text_tokens, layout.context), strict=True))
+    counts = list(
+        zip(divide(shape.video_tokens, layout.context), divide(shape.text_tokens, layout.context), strict=True)
+    )
     runs = stages(config.model, layout.stages)
     found = []
     for pipeline in range(layout.pipeline):
@@ -132,7 +130,7 @@ def rehearsed_microbatches(config: RunConfig, world: int) -> int:
     return min(config.micro_batches(world), enough)
 
 
-def rehearse(config: RunConfig, world: int, clip: ClipShape, role: Role) -> RehearsedRole:
+def rehearse(config: RunConfig, world: int, shape: Shape, role: Role) -> RehearsedRole:
     """Builds that rank and takes a step with it."""
     started = time.perf_counter()
     count = rehearsed_microbatches(config, world)
@@ -140,11 +138,11 @@ def rehearse(config: RunConfig, world: int, clip: ClipShape, role: Role) -> Rehe
     with imagined_world(role.rank, world):
         mesh = build_mesh(config.parallel)
         with Rehearsal() as rehearsal:
-            held, peak = step_memory(config, mesh, clip)
+            held, peak = step_memory(config, mesh, shape)
         sent = rehearsal.by_axis(mesh)
-    shape = StepShape(
-        video_tokens=clip.video_tokens,
-        text_tokens=clip.text_tokens,
+    work = StepShape(
+        video_tokens=shape.video_tokens,
+        text_tokens=shape.text_tokens,
         samples=config.trainer.micro_batch,
         microbatches=count,
         data=config.parallel.data_size(world),
@@ -156,13 +154,14 @@ def rehearse(config: RunConfig, world: int, clip: ClipShape, role: Role) -> Rehe
         role=role,
         held_bytes=held,
         peak_bytes=peak,
+        planned_bytes=planned(config, world, shape, role.place.pipeline),
         sent_bytes={axis: round(size) for axis, size in sent.items() if axis != "world"},
-        expected_bytes=by_axis(count_volume(config.model, config.parallel, role.place, shape)),
+        expected_bytes=by_axis(count_volume(config.model, config.parallel, role.place, work)),
         seconds=time.perf_counter() - started,
     )
 
 
-def step_memory(config: RunConfig, mesh: Mesh, clip: ClipShape) -> tuple[int, int]:
+def step_memory(config: RunConfig, mesh: Mesh, shape: Shape) -> tuple[int, int]:
     """Bytes of tensors that this rank holds between steps, and at most during one; rehearsed or in earnest.
 
     A first step sends what all later ones do: megatron gathers the weights before it, too.
@@ -170,11 +169,17 @@ def step_memory(config: RunConfig, mesh: Mesh, clip: ClipShape) -> tuple[int, in
     dtype, repeatable = DTYPES[config.trainer.precision], config.kernels.repeatable
     kernels = choose(mesh.device.type, config.kernels.wishes(), dtype=dtype, repeatable=repeatable)
     with LiveMemory() as memory:
-        training = imagined_training(config, mesh, kernels, clip)
-        held = memory.bytes
+        training = imagined_training(config, mesh, kernels, shape)
+        memory.peak = held = memory.bytes
         make_gradients(training, 1, [])
         training.optimizer.update(1, config.optimizer.learning_rate, training.optimizer.gradient_norm())
     return held, memory.peak
+
+
+def planned(config: RunConfig, world: int, shape: Shape, stage: int) -> int:
+    """Bytes by the planner, on a device with memory of its own, without attention's workspace."""
+    memory = StepMemory(config=config, world=world, hardware=hardware_of("h100-80g"), shape=shape).of_rank(stage)
+    return memory.total - memory.attention_workspace
 
 
 def by_axis(volume: Volume) -> dict[str, int]:
@@ -190,17 +195,17 @@ def shortened(config: RunConfig, world: int, microbatches: int) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, global_batch=batch))
 
 
-def imagined_training(config: RunConfig, mesh: Mesh, kernels: KernelSet, clip: ClipShape) -> Training:
+def imagined_training(config: RunConfig, mesh: Mesh, kernels: KernelSet, shape: Shape) -> Training:
     """The rank's model and optimizer, and batches of that shape. In a `Rehearsal` it costs no memory."""
     model, optimizer = build_training(config, mesh, kernels)
     count = config.micro_batches(mesh.world_size)
-    clips = imagined_clips(config.model, config.trainer.micro_batch, clip)
+    clips = imagined_clips(config.model, config.trainer.micro_batch, shape)
     empty = Caption(clips.caption.tokens_BTW[0], clips.caption.pooled_BW[0])
     return Training(
         config=config,
         mesh=mesh,
         kernels=kernels,
-        loader=ImaginedBatches(clips, (clip.video_tokens, clip.text_tokens), count),
+        loader=ImaginedBatches(clips, (shape.video_tokens, shape.text_tokens), count),
         flow=FlowMatching(config.flow, kernels, config.trainer.seed, empty),
         model=model,
         optimizer=optimizer,
@@ -211,12 +216,12 @@ def imagined_training(config: RunConfig, mesh: Mesh, kernels: KernelSet, clip: C
     )
 
 
-def imagined_clips(model: ModelConfig, samples: int, clip: ClipShape) -> Clips:
+def imagined_clips(model: ModelConfig, samples: int, shape: Shape) -> Clips:
     """Shapes and dtypes of what the shards hold, values unset."""
     return Clips(
-        latents_BCFYX=torch.empty(samples, model.channels, *clip.latents),
+        latents_BCFYX=torch.empty(samples, model.channels, shape.frames, shape.rows, shape.columns),
         caption=Caption(
-            torch.empty(samples, clip.text_tokens, model.text_width), torch.empty(samples, model.pooled_width)
+            torch.empty(samples, shape.text_tokens, model.text_width), torch.empty(samples, model.pooled_width)
         ),
         sample_B=torch.empty(samples, dtype=torch.int64),
     )

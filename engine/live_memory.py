@@ -10,21 +10,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveMemory(TorchDispatchMode):
-    """While it is entered, follows every storage that an operation returns, until nothing refers to it."""
+    """While it is entered, follows every storage that an operation makes, until nothing refers to it."""
 
-    def __init__(self):
+    def __init__(self, *, hidden: bool = False):
+        """`hidden`: count as well what is first seen through a view. A collective's backend made it for itself, as gloo
+        does, which adds up a copy."""
         super().__init__()
+        self.hidden = hidden
         self.bytes = self.peak = 0
         self._alive: dict[int, weakref.ref] = {}
         self._views: dict[torch._ops.OpOverload, bool] = {}
 
     def __torch_dispatch__(self, function, _types, arguments=(), keywords=None):
         results = function(*arguments, **(keywords or {}))
-        # What a view shows was allocated before; or by a collective for itself, which is the backend's affair (gloo
-        # adds up a copy).
         if function not in self._views:
             self._views[function] = any(each.alias_info is not None for each in function._schema.returns)
-        if not self._views[function]:
+        if self.hidden or not self._views[function]:
             for result in results if isinstance(results, tuple | list) else (results,):
                 if isinstance(result, torch.Tensor):
                     self._follow(result.untyped_storage())

@@ -11,17 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.config import RunConfig
 from ..engine.hardware import HARDWARE, hardware_of
-from ..engine.planner import Shape
 from ..engine.writable import check_file
 from .command_line import call, parse_run, run_help, tell
-
-CLIPS = {
-    "contentv_8b": Shape.of_clip(125, 432, 768, text_tokens=333),
-    "quickstart": Shape.of_clip(17, 64, 96, text_tokens=16),
-}
-"""What a recipe is made for, where its shards are not there to say."""
+from .samples import add_options, samples_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         check_file("--picture", own.picture)
         if not own.picture.endswith(".png"):
             raise ValueError(f"--picture is {own.picture}; it is a PNG: name a file ending in .png")
-    shapes, whence = shapes_of(config, own)
+    shapes, whence = samples_of(config, own)
     tell(whence)
     from ..engine.planner.report import as_json, as_text, assumptions_of
     from ..engine.planner.search import plan
@@ -61,55 +54,13 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def shapes_of(config: RunConfig, own: argparse.Namespace) -> tuple[list[Shape], str]:
-    """The buckets to plan for, and where they come from."""
-    if own.latents:
-        if own.text_tokens is None:
-            raise ValueError("--latents says nothing of captions: give --text-tokens too, 333 for ContentV's encoders")
-        shapes = [Shape(**latents, text_tokens=own.text_tokens) for latents in map(_latents, own.latents)]
-        return shapes, "samples: as --latents and --text-tokens say"
-    if own.text_tokens is not None:
-        raise ValueError("--text-tokens goes with --latents: give both, or leave both to the shards")
-    from ..engine.data.manifest import MANIFEST_FILE, read_manifest
-
-    folder = Path(config.data.folder)
-    if (folder / MANIFEST_FILE).exists():
-        manifest = read_manifest(folder)
-        buckets = sorted({shard.bucket for shard in manifest.shards if shard.split == "train"})
-        shapes = [Shape.of_clip(*bucket, text_tokens=manifest.text.tokens) for bucket in buckets]
-        return shapes, f"samples: every bucket of the shards in {folder}"
-    if config.recipe not in CLIPS:
-        raise ValueError(
-            f"there are no shards in {folder} that say how large samples are: give --latents FRAMES,ROWS,COLUMNS and "
-            "--text-tokens, or another data.folder"
-        )
-    shape = CLIPS[config.recipe]
-    return [shape], f"samples: {shape}, which {config.recipe} is made for; there are no shards in {folder} to say"
-
-
-def _latents(given: str) -> dict[str, int]:
-    try:
-        frames, rows, columns = (int(size) for size in given.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--latents is {given!r}; give frames, rows and columns of the latents, such as 32,54,96"
-        ) from None
-    return {"frames": frames, "rows": rows, "columns": columns}
-
-
 def parser() -> argparse.ArgumentParser:
     """Of what is this command's own; everything else is the run's."""
     own = argparse.ArgumentParser(prog="contentv plan", add_help=False, allow_abbrev=False)
     own.add_argument("--world", type=int, metavar="N", help="devices")
     names = ", ".join(hardware.key for hardware in HARDWARE)
     own.add_argument("--hardware", metavar="NAME", help=f"their kind: {names}")
-    own.add_argument(
-        "--latents",
-        action="append",
-        metavar="F,Y,X",
-        help="frames, rows and columns of a sample's latents (repeatable)",
-    )
-    own.add_argument("--text-tokens", type=int, metavar="T", help="caption tokens of a sample; goes with --latents")
+    add_options(own)
     own.add_argument("--top", type=int, default=10, metavar="N", help="layouts to show; default 10")
     own.add_argument("--picture", metavar="FILE.png", help="draw their memory and time here")
     own.add_argument("--json", action="store_true", help="print one JSON value on stdout")

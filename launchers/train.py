@@ -3,6 +3,8 @@
 Exit status: 0 the run is complete; 75 it was asked to stop (SIGTERM, SIGUSR1), saved, and is not finished; 2 a mistake
 in what was given; 1 a loss or gradient was not finite, and whatever else went wrong. The same command is
 `python -m contentv.launchers.train`, which srun and torchrun -m start, once a process.
+
+With --dry-run --world N it trains nothing and rehearses one step of every kind of rank of such a world (dry_run.py).
 """
 
 import os
@@ -30,6 +32,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(argv: Sequence[str], signals: StopSignals) -> int:
+    from . import dry_run
+
+    if dry_run.OPTION in argv:
+        return dry_run.run(argv)
     from ..parallel.world import announced_world
     from .command_line import parse_run
 

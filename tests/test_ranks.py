@@ -29,7 +29,7 @@ def test_a_failing_rank_is_shown_and_the_server_goes_on(rank_server):
 
 def test_a_rank_that_hangs_is_killed(rank_server):
     started = time.monotonic()
-    with pytest.raises(RankFailure, match=r"(?s)rank 0 of 2 did not end within 1.0 seconds.*asleep"):
-        rank_server.run(2, f"{PROGRAMS}:sleep", timeout=1.0, seconds=60)
-    assert time.monotonic() - started < 10
+    with pytest.raises(RankFailure, match=r"(?s)rank 0 of 2 did not end within 5.0 seconds.*asleep"):
+        rank_server.run(2, f"{PROGRAMS}:sleep", timeout=5.0, seconds=60)
+    assert time.monotonic() - started < 30
     assert psutil.Process(rank_server.process.pid).children(recursive=True) == []

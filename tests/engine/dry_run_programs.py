@@ -2,23 +2,24 @@
 
 from contentv.engine.config import RunConfig
 from contentv.engine.config_yaml import load
-from contentv.engine.dry_run import ClipShape, rehearse, roles, step_memory
+from contentv.engine.dry_run import rehearse, roles, step_memory
+from contentv.engine.planner import Shape
 from contentv.parallel.mesh import build_mesh, leave_world
 
 
 def count_in_earnest(*, config: str, latents: list[int], text_tokens: int) -> dict:
     """Bytes held and at most alive on this rank."""
-    run, clip = _given(config, latents, text_tokens)
-    held, peak = step_memory(run, build_mesh(run.parallel), clip)
+    run, shape = _given(config, latents, text_tokens)
+    held, peak = step_memory(run, build_mesh(run.parallel), shape)
     leave_world()
     return {"held": held, "peak": peak}
 
 
 def rehearse_all(*, config: str, latents: list[int], text_tokens: int, size: int) -> list[dict]:
-    run, clip = _given(config, latents, text_tokens)
+    run, shape = _given(config, latents, text_tokens)
     found = []
-    for role in roles(run, size, clip):
-        told = rehearse(run, size, clip, role)
+    for role in roles(run, size, shape):
+        told = rehearse(run, size, shape, role)
         found.append(
             {
                 "rank": role.rank,
@@ -27,12 +28,14 @@ def rehearse_all(*, config: str, latents: list[int], text_tokens: int, size: int
                 "peak": told.peak_bytes,
                 "sent": told.sent_bytes,
                 "expected": told.expected_bytes,
-                "worst": told.worst_difference,
-                "seconds": told.seconds,
+                "volume_difference": told.volume_difference,
+                "memory_difference": told.memory_difference,
             }
         )
     return found
 
 
-def _given(config: str, latents: list[int], text_tokens: int) -> tuple[RunConfig, ClipShape]:
-    return load(config), ClipShape(latents=tuple(latents), text_tokens=text_tokens)
+def _given(config: str, latents: list[int], text_tokens: int) -> tuple[RunConfig, Shape]:
+    return load(config), Shape(
+        **dict(zip(("frames", "rows", "columns"), latents, strict=True)), text_tokens=text_tokens
+    )

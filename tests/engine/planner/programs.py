@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
+from contentv.engine.live_memory import LiveMemory
 from contentv.engine.session import DTYPES, build_training, set_weights
 from contentv.kernels.registry import choose
 from contentv.model.flow import Caption, Clips, FlowMatching
 from contentv.parallel.mesh import build_mesh, leave_world
-from tests.engine.planner.live_tensors import LiveTensors
 from tests.engine.planner.small_runs import LATENTS, TEXT_TOKENS, small_run
 from tests.parallel.programs import microbatches, step_of
 
@@ -51,10 +51,10 @@ class RealRun:
 
 def live_bytes(*, run: dict, latents: list[int] = LATENTS, text_tokens: int = TEXT_TOKENS) -> int:
     """The most bytes of tensors alive at once on this rank in a step that is not the first."""
-    with LiveTensors() as tensors:
+    with LiveMemory(hidden=True) as tensors:
         real = RealRun(run, latents, text_tokens)
         real.take_step(1)
-        tensors.peak = 0
+        tensors.peak = tensors.bytes
         real.take_step(2)
     leave_world()
     return tensors.peak
