@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from contentv.engine.metrics import METRICS_FILE, read_metrics
-from contentv.parallel.watch import PERIOD, Sighting, Watch, _failed
+from contentv.parallel.sighting import PERIOD, Sighting
+from contentv.parallel.watch import Watch, _failed
 from tests.engine.small_run import write_shards
 
 LIMIT = 8
