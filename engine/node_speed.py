@@ -4,9 +4,7 @@ The figures are the best of many short tries: a neighbour's moment is not the no
 judges them.
 """
 
-import json
 import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +15,9 @@ import torch.distributed as distributed
 from ..kernels.device import is_accelerator, wait_for
 from ..parallel.accelerator import device_of, present
 from ..parallel.config import ParallelConfig
-from ..parallel.durable import write_text
 from ..parallel.mesh import build_mesh
 from ..parallel.world import local_rank
-from .node_verdict import PREFIX
+from .node_verdict import keep
 
 SECONDS = 0.5
 """For each figure."""
@@ -28,23 +25,16 @@ MEET_WITHIN = 120.0
 """Seconds; a node that does not come is named by having left no figure of its all-reduce."""
 
 
-def measure(folder: Path, *, rank: int, ranks_here: int, node: str | None = None) -> None:
-    """Writes this rank's figures, or its error, into `folder` before it meets the others, and again afterwards."""
-    record = {"node": node or socket.gethostname(), "rank": rank, "device": None, "error": None}
-    path = folder / f"{PREFIX}{rank}.json"
-    try:
-        # Before the ranks meet: a device that does not work must not be told as a failed meeting of all.
-        device = own_device()
-        record |= {"device": device.type, "matmul_tflops": matmul(device), "copy_gb_per_s": copy(device)}
-    except (RuntimeError, ValueError) as error:
-        record["error"] = " ".join(str(error).split())[:300]
-    write_text(path, json.dumps(record) + "\n")
-    if record["error"]:
-        raise RuntimeError(record["error"])
+def measure(folder: Path, *, node: str, rank: int, ranks_here: int) -> None:
+    """Keeps this rank's figures in `folder` before it meets the others, and with the sum over its node afterwards."""
+    # Before the ranks meet: a device that does not work must not be told as a failed meeting of all.
+    device = own_device()
+    record = {"node": node, "rank": rank, "device": device.type, "error": None}
+    record |= {"matmul_tflops": matmul(device), "copy_gb_per_s": copy(device)}
+    keep(folder, record)
     mesh = build_mesh(ParallelConfig(tensor=ranks_here, timeout_seconds=MEET_WITHIN))
     if ranks_here > 1:
-        record["all_reduce_gb_per_s"] = all_reduce(mesh.tensor, mesh.device)
-    write_text(path, json.dumps(record) + "\n")
+        keep(folder, record | {"all_reduce_gb_per_s": all_reduce(mesh.tensor, mesh.device)})
     mesh.barrier()
 
 

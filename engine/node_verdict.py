@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 
+from ..parallel.durable import write_text
 from .run_files import NODES_FILE
 
 FIGURES = {"matmul_tflops": "TFLOP/s", "copy_gb_per_s": "GB/s", "all_reduce_gb_per_s": "GB/s"}
@@ -28,6 +29,15 @@ class Verdict:
     """Names of the bad nodes of this job, those of its earlier attempts included: they stay excluded."""
     lines: tuple[str, ...]
     """What a person is told."""
+
+
+def keep(folder: Path, record: dict) -> None:
+    """What one rank measured, or the error it met, for `judge`: node, rank, device, error, and the figures."""
+    write_text(folder / f"{PREFIX}{record['rank']}.json", json.dumps(record) + "\n")
+
+
+def has_figures(folder: Path, rank: int) -> bool:
+    return (folder / f"{PREFIX}{rank}.json").is_file()
 
 
 def judge(run: Path, logs: Path, *, attempt: int, job: str) -> Verdict:

@@ -5,6 +5,7 @@ stop meanwhile; 1: this rank's device does not work.
 """
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,20 +31,27 @@ def main(argv: Sequence[str]) -> int:
 def run(argv: Sequence[str], signals: StopSignals) -> int:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise ValueError("give one folder: python -m contentv.launchers.node_check FOLDER, one process a rank")
-    from ..engine.node_speed import measure
-    from ..parallel.mesh import leave_world
+    from ..engine import node_verdict
     from ..parallel.world import announced_world
 
-    world = announced_world(os.environ)
-    ranks_here = int(os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    folder, world = Path(argv[0]), announced_world(os.environ)
+    node, rank = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), world.rank if world else 0
     try:
-        measure(Path(argv[0]), rank=world.rank if world else 0, ranks_here=ranks_here,
-                node=os.environ.get("SLURMD_NODENAME"))  # fmt: skip
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        # A device that is gone is met by the import already: the seam looks for it.
+        from ..engine.node_speed import measure
+        from ..parallel.mesh import leave_world
+
+        try:
+            measure(folder, node=node, rank=rank, ranks_here=int(os.environ.get("SLURM_NTASKS_PER_NODE") or 1))
+        finally:
+            leave_world()
+    except (RuntimeError, ValueError, ImportError, OSError) as error:
+        said = " ".join(str(error).split())[:300]
+        # What fails after a rank has its figures fails among all: this node need not be the one at fault.
+        if not signals.stop_requested and not node_verdict.has_figures(folder, rank):
+            node_verdict.keep(folder, {"node": node, "rank": rank, "device": None, "error": said})
+        print(f"error: {said}", file=sys.stderr, flush=True)
         return FAILED
-    finally:
-        leave_world()
     return SAVED_NOT_FINISHED if signals.stop_requested else 0
 
 

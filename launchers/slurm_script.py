@@ -135,8 +135,12 @@ def settings(job: SlurmJob, place: Place) -> str:
         lines += ["runs=(", *(f"    {shlex.quote(str(run))}" for run in place.runs), ")"]
         lines += ["run=${runs[$SLURM_ARRAY_TASK_ID]}  # one task of the array is one point of the sweep"]
         lines += ['config="$job/config-$SLURM_ARRAY_TASK_ID.yaml"']
+        lines += [
+            "# The plain number of one of the tasks is that of the whole array: a requeue of it would end all others."
+        ]
+        lines += ["id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"]
     else:
-        lines += [f"run={shlex.quote(str(place.runs[0]))}", 'config="$job/config.yaml"']
+        lines += [f"run={shlex.quote(str(place.runs[0]))}", 'config="$job/config.yaml"', "id=$SLURM_JOB_ID"]
     bookkeeping = shlex.join([job.bookkeeper, "-m", "contentv.launchers.slurm_job"])
     lines += [
         f"bookkeeping=({bookkeeping})  # imports no torch: a tenth of a second",
@@ -191,7 +195,7 @@ trap ask USR1 TERM
 ATTEMPT = """
 # --- Which attempt this is, or why there is none: the run is complete, was stopped, or fails again and again.
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-attempt=$("${bookkeeping[@]}" begin "$run" "$config" --job "$SLURM_JOB_ID" --nodes $nodes \\
+attempt=$("${bookkeeping[@]}" begin "$run" "$config" --job "$id" --nodes $nodes \\
     --max-restarts $max_restarts) || exit
 [ "$attempt" = complete ] && exit 0
 logs="$run/logs/attempt-$attempt"
@@ -226,22 +230,26 @@ ranks() {
     cat "$logs/srun-$name.log" >&2
 }
 
-# again: back into the queue, unless somebody has cancelled the job meanwhile.
+# again: back into the queue, unless Slurm ends the job already: one that was cancelled would come back to life, and one
+# that is preempted or has lost a node is requeued by Slurm itself.
 again() {
     trap '' TERM USR1
-    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = CANCELLED ] || scontrol requeue "$SLURM_JOB_ID"
+    case $(squeue -h -j "$id" -o %T) in
+    CANCELLED | COMPLETING | PREEMPTED | NODE_FAIL) ;;
+    *) scontrol requeue "$id" ;;
+    esac
 }
 """
 
 NODE_CHECK = """
 # --- The nodes first: a slow or broken one would hold up all others for as long as the job runs.
 ranks node_check contentv.launchers.node_check "$logs"
-bad=$("${bookkeeping[@]}" judge "$run" --attempt "$attempt" --logs "$logs" --job "$SLURM_JOB_ID")
+bad=$("${bookkeeping[@]}" judge "$run" --attempt "$attempt" --logs "$logs" --job "$id")
 if [ -n "$bad" ]; then
     next=$("${bookkeeping[@]}" leave "$run" --attempt "$attempt" --bad-nodes "$bad" --then @then@ \\
         --max-restarts $max_restarts)
     # Only a job that waits can be told which nodes to leave out, so it goes back into the queue first.
-    [ "$next" = again ] && again && scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad"
+    [ "$next" = again ] && again && scontrol update JobId="$id" ExcNodeList="$bad"
     exit 1
 fi
 """
