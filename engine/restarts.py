@@ -8,7 +8,8 @@ restarts.jsonl holds two kinds of JSON objects, one a line:
          next ("complete", "again" or "stop": what the job's script does), bad_nodes (names, where the node check found
          some), time
 
-An attempt without an end was ended from outside: its node failed, or Slurm preempted or cancelled the job.
+An attempt without an end was ended from outside: its node failed, or Slurm preempted or cancelled the job. If its ranks
+had saved before, the next start writes the end down for it.
 """
 
 import json
@@ -104,6 +105,7 @@ class Restarts:
             return f"stopped on request; contentv launch again goes on from step {step}"
         if refusal := exhausted(attempts, step, budget):
             return refusal
+        self._close(attempts, step)
         # What an earlier attempt left there must not be taken for this one's.
         (self.folder / OUTCOME_FILE).unlink(missing_ok=True)
         number = attempts[-1].attempt + 1 if attempts else 1
@@ -177,6 +179,13 @@ class Restarts:
             "goodput": round(kept / wall, 4),
             "attempts": len(attempts),
         }
+
+    def _close(self, attempts: Sequence[Attempt], step: int) -> None:
+        """The end of an attempt whose ranks saved in time, but whose job was ended before it could write that down."""
+        if attempts and attempts[-1].ended is None and self.outcome() is not None:
+            told = {"status": SAVED_NOT_FINISHED, "step": step, "next": "again", "bad_nodes": []}
+            reason = f"asked to stop, saved step {step}; its job was ended before it could say so"
+            self._append(event="end", attempt=attempts[-1].attempt, reason=reason, **told)
 
     def _last_sign(self) -> float | None:
         path = self.folder / METRICS_FILE

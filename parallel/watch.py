@@ -105,7 +105,7 @@ class Watch:
         """One line: where this rank is, or which collective `failed`, and which others hold it up."""
         now = time.time()
         own = self._sighting()
-        others = [seen for rank in range(self.world) if rank != self.rank and (seen := self._read(rank))]
+        others = self._others()
         unknown = sorted(set(range(self.world)) - {seen.rank for seen in others} - {self.rank})
         silent = [seen for seen in others if now - seen.published > SILENT]
         behind = [seen for seen in others if seen.step < own.step]
@@ -145,15 +145,17 @@ class Watch:
         for _ in range(round(PERIOD / SAMPLE)):
             if self._ended.wait(SAMPLE):
                 return False
-            place, waits = _place()
-            self._computing.append(not waits)
-            if waits:
-                self._collective = place
+            self._look()
         return True
 
+    def _look(self) -> None:
+        place, waits = _place()
+        self._computing.append(not waits)
+        if waits:
+            self._collective = place
+
     def _tell_listener(self) -> None:
-        others = [seen for rank in range(self.world) if rank != self.rank and (seen := self._read(rank))]
-        sightings = [self._sighting(), *others]
+        sightings = [self._sighting(), *self._others()]
         try:
             self._listener(sightings)
         except OSError as error:
@@ -168,6 +170,18 @@ class Watch:
     def _publish(self) -> None:
         if self._store is not None:
             self._store.set(_key(self.rank), json.dumps(asdict(self._sighting())))
+
+    def _others(self) -> list[Sighting]:
+        """What every other rank published last; one that never did is left out."""
+        ranks = [rank for rank in range(self.world) if rank != self.rank]
+        keys = [_key(rank) for rank in ranks]
+        try:
+            # Two questions for all ranks, not two for each; once all have published.
+            if keys and self._store.check(keys):
+                return [Sighting(**json.loads(value)) for value in self._store.multi_get(keys)]
+        except (RuntimeError, OSError):
+            pass
+        return [seen for rank in ranks if (seen := self._read(rank))]
 
     def _read(self, rank: int) -> Sighting | None:
         try:

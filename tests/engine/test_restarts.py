@@ -111,6 +111,15 @@ def test_a_mistake_and_a_request_to_stop_are_final(restarts):
     assert "stopped on request" in begin(restarts)
 
 
+def test_a_preempted_attempt_that_saved_but_could_not_say_so_is_no_failure(restarts):
+    begin(restarts)
+    saved(restarts, 10)
+    outcome(restarts, 10)
+    assert begin(restarts) == 2
+    first = restarts.attempts()[0]
+    assert (first.status, first.last_step, first.failed) == (75, 10, False) and "before it could say so" in first.reason
+
+
 def test_a_half_line_is_passed_over_and_the_next_has_its_own(restarts):
     begin(restarts)
     with restarts.path.open("a") as file:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -64,6 +63,16 @@ def test_status_says_how_it_goes_and_whom_it_waits_for(folder, capsys):
     assert found["goodput"]["kept_seconds"] == 1.5
 
 
+def test_status_and_logs_answer_without_torch(folder):
+    code = (
+        "import sys; from contentv.launchers import logs, status, stop; "
+        "assert status.main(sys.argv[1:]) == logs.main(sys.argv[1:]) == stop.main(sys.argv[1:]) == 0; "
+        "assert not {'torch', 'megatron', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_status_knows_an_end_from_a_death(folder, capsys):
     beat(folder)
     Restarts(folder).end(2, status=75, reason="", max_steps=40, budget=9)
@@ -91,22 +100,26 @@ def test_logs_are_those_of_the_latest_attempt_or_of_the_one_asked_for(folder, ca
     assert logs.main([str(folder), "--attempt", "9"]) == 2 and "of attempt 9" in capsys.readouterr().err
 
 
-def test_followed_logs_go_over_to_the_next_attempt_and_end_with_the_run(folder, capsys):
-    follower = threading.Thread(target=logs.main, args=([str(folder), "--follow"],))
-    follower.start()
-    with (folder / LOGS_FOLDER / "attempt-2" / "rank-0.log").open("a") as file:
-        file.write("more\n")
-    restarts = Restarts(folder)
-    restarts.end(2, status=75, reason="", max_steps=40, budget=9)
-    restarts.begin(job="7", nodes=["n1"], max_steps=40, budget=9)
-    place = folder / LOGS_FOLDER / "attempt-3"
-    place.mkdir()
-    (place / "rank-0.log").write_text("attempt 3\n")
-    (folder / STOP_FILE).write_text("{}")
-    restarts.end(3, status=75, reason="", max_steps=40, budget=9)
-    follower.join(timeout=30)
-    assert not follower.is_alive()
-    assert capsys.readouterr().out == "attempt 2, rank 0\nmore\nattempt 3\n"
+def test_followed_logs_go_over_to_the_next_attempt_and_end_with_the_run(folder):
+    command = [sys.executable, "-m", "contentv.launchers.logs", str(folder), "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as follower:
+        try:
+            assert follower.stdout.readline() == "attempt 2, rank 0\n"
+            with (folder / LOGS_FOLDER / "attempt-2" / "rank-0.log").open("a") as file:
+                file.write("more\n")
+            assert follower.stdout.readline() == "more\n"
+            restarts = Restarts(folder)
+            restarts.end(2, status=75, reason="", max_steps=40, budget=9)
+            restarts.begin(job="7", nodes=["n1"], max_steps=40, budget=9)
+            place = folder / LOGS_FOLDER / "attempt-3"
+            place.mkdir()
+            (place / "rank-0.log").write_text("attempt 3\n")
+            assert follower.stdout.readline() == "attempt 3\n"
+            (folder / STOP_FILE).write_text("{}")
+            restarts.end(3, status=75, reason="", max_steps=40, budget=9)
+            assert follower.wait(timeout=PATIENCE) == 0 and follower.stdout.read() == ""
+        finally:
+            follower.kill()
 
 
 def test_stop_of_nothing_says_so(folder, capsys):
