@@ -26,6 +26,7 @@ from ..engine.writable import check_folder
 from ..parallel.durable import write_text
 from . import slurm_queue
 from .command_line import call, parse_run, run_help, starting_point, tell
+from .recipes import RECIPES
 from .slurm_script import Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
 
 PASSED_ON = ("account", "partition", "qos", "constraint", "time")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or {"-h", "--help"} & set(argv):
         return _help(argv)
     starting_point(argv[0])  # a recipe that is unknown is said before anything else
     options, changes = parse(argv[1:])
@@ -245,9 +246,10 @@ def _word(text: str) -> str:
 
 def _help(argv: Sequence[str]) -> int:
     if not argv:
-        raise ValueError(run_help("contentv launch").splitlines()[0] + "; no recipe was given")
-    print(run_help("contentv launch"))
-    print("\n" + parser().format_help())
+        raise ValueError(f"no recipe was given; write contentv launch RECIPE, with one of {', '.join(RECIPES)}")
+    # All options of a configuration with their values: train prints them.
+    print(run_help("contentv launch").replace("contentv launch RECIPE --help", "contentv train RECIPE --help"))
+    print("\n" + parser().format_help(), end="")
     return 0
 
 

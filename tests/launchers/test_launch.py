@@ -56,6 +56,13 @@ def test_a_dry_run_needs_no_torch_and_no_slurm():
     assert done.returncode == 0 and done.stdout.endswith("\nFalse\n"), done.stderr
 
 
+def test_help_has_recipes_and_options_whatever_else_is_given(capsys):
+    for argv in (["--help"], ["quickstart", "--help"]):
+        assert launch.main(argv) == 0
+        said = capsys.readouterr().out
+        assert "--save-ahead SECONDS" in said and "contentv_8b" in said and "--section.key value" in said
+
+
 def test_every_link_of_a_chain_but_the_last_leaves_its_time_limit_to_the_next():
     options, _ = launch.parse(["--nodes", "1", "--devices-per-node", "1", "--chain", "2"])
     config = launch.starting_point("quickstart")
