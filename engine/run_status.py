@@ -9,6 +9,7 @@ from ..parallel.sighting import SILENT, slow_ranks
 from . import config_yaml, heartbeats
 from .restarts import Restarts, step_lines
 from .run_files import JOBS_FOLDER, METRICS_FILE
+from .sent_jobs import SENT_FILE
 
 LATEST = 50
 """Steps whose median tells the speed."""
@@ -54,7 +55,9 @@ def run_status(folder: Path, now: float) -> RunStatus:
     restarts = Restarts(folder)
     attempts, steps, config = restarts.attempts(), step_lines(folder / METRICS_FILE), _config(folder)
     beats = heartbeats.read(folder)
-    if config is None and not attempts and not steps:
+    if points := [path.parent.name for path in sorted(folder.glob(f"*/{SENT_FILE}"))]:
+        raise ValueError(f"{folder} holds a sweep: name the folder of one of its points, {', '.join(points)}")
+    if config is None and not attempts and not steps and not (folder / SENT_FILE).is_file():
         raise ValueError(f"{folder} holds no run: name the folder of --run.folder, for example runs/quickstart")
     max_steps = config.trainer.max_steps if config else None
     seconds = median(line["seconds"] for line in steps[-LATEST:]) if steps else None

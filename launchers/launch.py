@@ -6,26 +6,26 @@ at the exact sample. --dry-run prints the script instead, anywhere, and writes n
 """
 
 import argparse
-import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from .. import __version__
 from ..engine import snapshot
-from ..engine.config import RunConfig
 from ..engine.config_yaml import CONFIG_FILE, to_yaml
+from ..engine.data.manifest import MANIFEST_FILE
 from ..engine.run_files import JOBS_FOLDER, LOGS_FOLDER, STOP_FILE
 from ..engine.sent_jobs import SCRIPT_FILE, SENT_FILE, sent_jobs
 from ..engine.writable import check_folder
 from ..parallel.durable import write_text
 from . import slurm_queue
 from .command_line import call, parse_run, run_help, starting_point, tell
+from .grid import Point, points_of
 from .recipes import RECIPES
 from .slurm_script import Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
 
@@ -34,15 +34,6 @@ PASSED_ON = ("account", "partition", "qos", "constraint", "time")
 OURS = ("nodes", "ntasks-per-node", "ntasks", "requeue", "no-requeue", "signal", "open-mode", "output", "error",
         "array", "chdir", "dependency", "job-name", *PASSED_ON)  # fmt: skip
 """Options of sbatch that --sbatch does not take: the script relies on them, or they have an option of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One run: of a sweep one of its points."""
-
-    config: RunConfig
-    run: Path
-    """Its folder, absolute."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,6 +60,9 @@ def run(argv: Sequence[str]) -> int:
             "there is no sbatch here: launch on a login node of the cluster, or say --dry-run to see the script"
         )
     jobs.refuse_two()
+    for shards in {point.config.data.folder for point in points}:
+        if not (Path(shards) / MANIFEST_FILE).is_file():
+            tell(f"warning: {shards} holds no {MANIFEST_FILE}: the job fails if the nodes do not see it either")
     return report(jobs.send(), jobs, as_json=options.json)
 
 
@@ -79,41 +73,6 @@ def report(numbers: list[str], jobs: "Jobs", *, as_json: bool) -> int:
     tell(f"sent; contentv status {run} shows how it goes, contentv logs {run} --rank 0 --follow what it says, "
          f"contentv stop {run} saves and ends it")  # fmt: skip
     return 0
-
-
-def points_of(config: RunConfig, grid: Sequence[str]) -> list[Point]:
-    """The run itself; or, with --grid, every combination of its values, each in a folder of its own below the run's."""
-    base = Path(config.run.folder).absolute()
-    if not grid:
-        return [Point(config=config, run=base)]
-    axes = [_axis(given) for given in grid]
-    points = []
-    for values in itertools.product(*(values for _, values in axes)):
-        chosen = [(name, value) for (name, _), value in zip(axes, values, strict=True)]
-        folder = base / ",".join(f"{name}={value}" for name, value in chosen)
-        changes = [word for name, value in chosen for word in (f"--{name.replace('_', '-')}", value)]
-        changed = _changed(config, changes)
-        run = replace(changed.run, folder=str(Path(config.run.folder) / folder.name))
-        points.append(Point(config=replace(changed, run=run), run=folder))
-    return points
-
-
-def _axis(given: str) -> tuple[str, list[str]]:
-    name, equals, values = given.partition("=")
-    found = [value for value in values.split(",") if value]
-    if not equals or "." not in name or not found or len(set(found)) < len(found):
-        raise ValueError(f"--grid is {given!r}; write section.key=value,value with values that differ, for example "
-                         "--grid parallel.tensor=1,2")  # fmt: skip
-    if name == "run.folder":
-        raise ValueError("--grid run.folder: every point has a folder of its own already, below run.folder")
-    return name, found
-
-
-def _changed(config: RunConfig, changes: list[str]) -> RunConfig:
-    import tyro
-
-    return tyro.cli(RunConfig, prog="contentv launch --grid", default=config, args=changes,
-                    config=(tyro.conf.FlagConversionOff,))  # fmt: skip
 
 
 def check(point: Point, options: argparse.Namespace) -> None:

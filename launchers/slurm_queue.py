@@ -12,6 +12,9 @@ LIMIT = 60
 GONE = "GONE"
 """A job that squeue does not know any more."""
 
+OVER = (GONE, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+"""States that a job does not leave again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedJob:
@@ -27,7 +30,7 @@ class QueuedJob:
 
     @property
     def is_over(self) -> bool:
-        return self.state in (GONE, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        return self.state in OVER
 
 
 def is_here() -> bool:

@@ -13,7 +13,7 @@ import pytest
 from contentv import __version__
 from contentv.engine.config_yaml import load
 from contentv.engine.sent_jobs import sent_jobs
-from contentv.launchers import launch
+from contentv.launchers import grid, launch, status
 from contentv.launchers.slurm_queue import QueuedJob, parse_squeue
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -66,7 +66,7 @@ def test_help_has_recipes_and_options_whatever_else_is_given(capsys):
 def test_every_link_of_a_chain_but_the_last_leaves_its_time_limit_to_the_next():
     options, _ = launch.parse(["--nodes", "1", "--devices-per-node", "1", "--chain", "2"])
     config = launch.starting_point("quickstart")
-    jobs = launch.Jobs(options, launch.points_of(config, []), Path("run").absolute())
+    jobs = launch.Jobs(options, grid.points_of(config, []), Path("run").absolute())
     first, last = jobs.text(1, is_last=False), jobs.text(2, is_last=True)
     assert '[ "$status" = 75 ] || again' in first and '[ "$status" = 75 ] || again' not in last
 
@@ -125,7 +125,9 @@ def test_what_is_sent_lies_in_the_run_folder_and_runs_from_there(controller, cap
     run = tmp_path / "runs" / "quickstart"
     argv = ["quickstart", *SIZE, "--chain", "3", "--trainer.max-steps", "20", "--trainer.micro-batch", "2", "--json"]
     assert launch.main(argv) == 0
-    said = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    said = json.loads(printed.out)
+    assert "data/quickstart/shards holds no manifest.json" in printed.err
     assert said == {"jobs": ["41", "42", "43"], "folder": str(run / "jobs" / "1")} and sent_jobs(run) == said["jobs"]
     calls = (controller / "calls").read_text().splitlines()
     assert ["dependency" in call for call in calls] == [False, True, True] and "afterany:42" in calls[2]
@@ -161,6 +163,9 @@ def test_every_point_of_a_sweep_has_a_folder_and_a_task(controller, capsys, tmp_
         assert config.parallel.tensor == tensor
         assert config.run.folder == f"runs/quickstart/parallel.tensor={tensor}"
         assert sent_jobs(Path(config.run.folder)) == [f"41_{number}"]
+        assert status.main([config.run.folder]) == 0 and "not started" in capsys.readouterr().out
+    assert status.main(["runs/quickstart"]) == 2
+    assert "holds a sweep" in (said := capsys.readouterr().err) and "parallel.tensor=2" in said
 
 
 def test_squeue_is_read():

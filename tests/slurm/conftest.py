@@ -5,12 +5,13 @@ import os
 import pytest
 
 from tests.slurm.cluster import cluster
-from tests.slurm.drill import Drill, undisturbed
+from tests.slurm.drill import Drill
 
 
 @pytest.fixture(scope="session", autouse=True)
 def slurm(tmp_path_factory):
     """A cluster of four virtual nodes, up while the drills run."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of every job: sbatch hands the environment on
     with cluster(tmp_path_factory.mktemp("slurm")) as base:
         yield base
 
@@ -29,8 +30,9 @@ def drill(tmp_path, shards) -> Drill:
     made.end()
 
 
-@pytest.fixture(scope="session")
-def calm(tmp_path_factory, shards):
-    """The metrics of the run that nobody disturbs."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return undisturbed(tmp_path_factory.mktemp("calm") / "run", shards)
+@pytest.fixture
+def calm(tmp_path, shards):
+    """Begins the run that nobody disturbs, beside the other; yields what waits for its steps."""
+    made = Drill(folder=tmp_path / "calm", shards=shards)
+    yield made.undisturbed(made.launch())
+    made.end()

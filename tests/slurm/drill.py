@@ -100,6 +100,15 @@ class Drill:
     def strike(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.rank_process(rank), number)
 
+    def undisturbed(self, job: str) -> Callable[[], list[tuple]]:
+        """A call waits until the job is complete and returns its steps."""
+
+        def wait() -> list[tuple]:
+            assert self.wait_until_over(job) == "COMPLETED", self.told()
+            return steps(self.folder)
+
+        return wait
+
     def told(self) -> str:
         """Everything there is to read, for a drill that failed."""
         texts = [path for path in sorted(self.folder.rglob("*.log")) if path.stat().st_size]
@@ -113,14 +122,6 @@ class Drill:
             subprocess.run(["scancel", job], capture_output=True)
         over = ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         until(lambda: all(state(job) in over for job in self.jobs), 60, f"end of {self.jobs}")
-
-
-def undisturbed(folder: Path, shards: Path) -> list[tuple]:
-    """The steps of a run of the same configuration to its end."""
-    drill = Drill(folder=folder, shards=shards)
-    job = drill.launch()
-    assert drill.wait_until_over(job) == "COMPLETED", drill.told()
-    return steps(folder)
 
 
 def steps(folder: Path) -> list[tuple]:
