@@ -15,6 +15,9 @@ from .run_files import HEARTBEATS_FILE
 STALE = 4 * SILENT
 """Seconds after which a file that nobody renews says that rank 0 is gone or stuck."""
 
+LIMIT = 2**26
+"""Bytes; 65,536 ranks have less."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeats:
@@ -34,9 +37,9 @@ def write(folder: Path, ranks: list[Sighting]) -> None:
 
 
 def read(folder: Path) -> Heartbeats | None:
-    """None where no rank has written any."""
-    path = folder / HEARTBEATS_FILE
-    if not path.is_file():
+    """None where no rank has written any, or something else lies there."""
+    try:
+        content = read_json(folder / HEARTBEATS_FILE, LIMIT)
+        return Heartbeats(written=content["time"], ranks=tuple(Sighting(**rank) for rank in content["ranks"]))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    content = read_json(path, 2**26)
-    return Heartbeats(written=content["time"], ranks=tuple(Sighting(**rank) for rank in content["ranks"]))

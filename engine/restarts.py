@@ -12,11 +12,12 @@ An attempt without an end was ended from outside: its node failed, or Slurm pree
 had saved before, the next start writes the end down for it.
 """
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,28 +70,15 @@ class Restarts:
         self.path = self.folder / RESTARTS_FILE
 
     def attempts(self) -> list[Attempt]:
-        """All so far, in order. A half line, left by a node that failed while it wrote, is passed over."""
+        """All so far, in order. What a node that failed while it wrote left of a line is passed over."""
         if not self.path.is_file():
             return []
         found: dict[int, Attempt] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
-            except ValueError:
-                continue
-            if record["event"] == "start":
-                found[record["attempt"]] = Attempt(
-                    attempt=record["attempt"],
-                    job=record["job"],
-                    nodes=tuple(record["nodes"]),
-                    first_step=record["step"],
-                    started=record["time"],
-                )
-            else:
-                values = asdict(found[record["attempt"]])
-                values |= {name: record[name] for name in ("status", "reason", "next")}
-                values |= {"last_step": record["step"], "bad_nodes": tuple(record["bad_nodes"])}
-                found[record["attempt"]] = Attempt(**values | {"ended": record["time"]})
+                number = record["attempt"]
+                found[number] = _started(record) if record["event"] == "start" else _ended(found[number], record)
         return list(found.values())
 
     def begin(self, *, job: str, nodes: Sequence[str], max_steps: int, budget: int) -> int | str:
@@ -147,9 +135,12 @@ class Restarts:
         return following, reason
 
     def outcome(self) -> dict | None:
-        """outcome.json; None while a run is under way, or where it died."""
-        path = self.folder / OUTCOME_FILE
-        return read_json(path) if path.is_file() else None
+        """outcome.json; None while a run is under way, or where it died (or something else lies there)."""
+        with contextlib.suppress(OSError, ValueError):
+            content = read_json(self.folder / OUTCOME_FILE)
+            if isinstance(content, dict) and {"step", "complete", "signal"} <= content.keys():
+                return content
+        return None
 
     def is_complete(self, max_steps: int) -> bool:
         outcome = self.outcome()
@@ -192,8 +183,7 @@ class Restarts:
         return path.stat().st_mtime if path.is_file() else None
 
     def _failed_now(self, status: int, step: int) -> Attempt:
-        last = self.attempts()[-1]
-        return Attempt(**asdict(last) | {"status": status, "last_step": step, "ended": time.time()})
+        return replace(self.attempts()[-1], status=status, last_step=step, ended=time.time())
 
     def _append(self, **record: object) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -203,6 +193,28 @@ class Restarts:
             file.write(json.dumps(record | {"time": round(time.time(), 3)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _started(record: dict) -> Attempt:
+    return Attempt(
+        attempt=record["attempt"],
+        job=record["job"],
+        nodes=tuple(record["nodes"]),
+        first_step=record["step"],
+        started=record["time"],
+    )
+
+
+def _ended(attempt: Attempt, record: dict) -> Attempt:
+    return replace(
+        attempt,
+        status=record["status"],
+        last_step=record["step"],
+        reason=record["reason"],
+        next=record["next"],
+        bad_nodes=tuple(record["bad_nodes"]),
+        ended=record["time"],
+    )
 
 
 def exhausted(attempts: Sequence[Attempt], step: int, budget: int) -> str | None:
@@ -229,9 +241,13 @@ def exhausted(attempts: Sequence[Attempt], step: int, budget: int) -> str | None
 
 
 def step_lines(path: Path) -> list[dict]:
-    """The training lines of a metrics.jsonl (engine/metrics.py), a half one left out; empty where there is no file."""
+    """The training lines of a metrics.jsonl (engine/metrics.py), what is none left out; empty without a file."""
     if not path.is_file():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    return [record for record in records if "loss" in record]
+    found = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and {"step", "loss", "seconds"} <= record.keys():
+                found.append(record)
+    return found

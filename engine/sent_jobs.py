@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -15,4 +16,8 @@ def sent_jobs(run: Path) -> list[str]:
     path = run / SENT_FILE
     if not path.is_file():
         return []
-    return [json.loads(line)["job"] for line in path.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.append(str(json.loads(line)["job"]))
+    return found

@@ -93,6 +93,25 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert logs.main([str(tmp_path)]) == 2 and "has no logs" in capsys.readouterr().err
 
 
+GARBAGE = (
+    '{"event": "end", "attempt": 9}\n',
+    "[1, 2]\n",
+    "null\n",
+    "\0\xff\n",
+    '{"time": "soon", "ranks": [{}]}\n',
+    "",
+)
+
+
+@pytest.mark.parametrize("name", ["restarts.jsonl", "jobs.jsonl", "metrics.jsonl", "heartbeats.json", "outcome.json"])
+def test_what_a_failing_disk_left_is_passed_over(folder, capsys, name):
+    beat(folder)
+    kept = (folder / name).read_text() if name.endswith("l") and (folder / name).exists() else ""
+    for text in GARBAGE:
+        (folder / name).write_text(kept + text, encoding="latin-1")
+        assert f"{folder}: " in told(capsys, status, folder), text
+
+
 def test_logs_are_those_of_the_latest_attempt_or_of_the_one_asked_for(folder, capsys):
     assert told(capsys, logs, folder, "--rank", 1) == "attempt 2, rank 1\n"
     assert told(capsys, logs, folder, "--rank", 1, "--attempt", 1) == "attempt 1, rank 1\n"
