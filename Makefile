@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install native data quickstart test test-slow test-ascend wheelhouse clean
+.PHONY: help install native data quickstart test test-slow test-ascend test-slurm wheelhouse clean
 
 help:
 	@echo "make install     .venv with the pinned set of constraints.txt"
@@ -28,6 +28,7 @@ help:
 	@echo "make test        the whole suite but the slow sweeps"
 	@echo "make test-slow   the slow sweeps"
 	@echo "make test-ascend every kernel lowered for Ascend; makes an environment of its own on first use (10 minutes)"
+	@echo "make test-slurm  drills on a real Slurm of four virtual nodes, installed if need be (root, Debian; 12 minutes)"
 	@echo "make wheelhouse  the engine and all it needs as wheels, for machines without internet (docs/install.md)"
 	@echo "make clean       remove what builds and tests leave; .venv, wheelhouse, data and runs stay"
 
@@ -63,13 +64,17 @@ quickstart: install
 	@$(BIN)/contentv quickstart
 
 test: install
-	@$(BIN)/python -m pytest -m "not slow and not ascend"
+	@$(BIN)/python -m pytest -m "not slow and not ascend and not slurm"
 
 test-slow: install
-	@$(BIN)/python -m pytest -m "slow and not ascend"
+	@$(BIN)/python -m pytest -m "slow and not ascend and not slurm"
 
 test-ascend: install
 	@$(BIN)/python -m pytest -m ascend
+
+# DRILL_RESULTS=FILE.json keeps the goodput there.
+test-slurm: install
+	@$(BIN)/python -m pytest -m slurm tests/slurm
 
 # The engine's wheel holds csrc/cpu built on this machine, against the torch it is to run with; made for another kind of
 # machine it is without: a compiler for that is not to be had here.

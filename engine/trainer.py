@@ -19,7 +19,7 @@ from ..model.cost import count_operations
 from ..model.stages import stages
 from ..parallel.durable import write_text
 from ..parallel.training import Microbatches
-from . import config_yaml
+from . import config_yaml, heartbeats
 from .config import OptimizerConfig, RunConfig
 from .hardware import Peak, Utilisation, peak_of
 from .metrics import MetricsWriter, TrainingStep
@@ -81,7 +81,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
         enabled=writes,
     )
     try:
-        with session.watch.watching():
+        with session.watch.watching(partial(heartbeats.write, Path(config.run.folder))):
             step = run_steps(session, signals, metrics, peak)
     finally:
         metrics.close()

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a recipe, or go on from its last checkpoint",
     "plan": "which layout fits a cluster and is fastest, before the job is sent",
+    "launch": "a run as a Slurm job that saves, requeues and resumes by itself",
+    "status": "how a run goes: step, speed, jobs, restarts, ranks",
+    "logs": "what a rank of a run printed",
+    "stop": "save a run and end it",
     "sample": "one video from a run or from published weights",
     "evaluate": "recompute a run's figures from its last checkpoint and its data",
     "convert": "compare published weights with golden values, write and read them",

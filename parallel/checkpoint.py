@@ -146,9 +146,20 @@ def alike(mesh: Mesh, folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-        told = getattr(error, "errno", None) or errno.EIO, f"rank {mesh.rank}: {type(error).__name__}: {error}"
+        first = _first(error)
+        told = getattr(first, "errno", None) or errno.EIO, f"rank {mesh.rank}: {type(first).__name__}: {first}"
     for number, words in filter(None, mesh.gathered(told)):
         raise OSError(number, f"the checkpoint was not saved ({words})", str(folder)) from failure
+
+
+def _first(error: BaseException) -> BaseException:
+    """The system's refusal that led to an error, if one did: torch's writer says of a full disk "unexpected pos"."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno:
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return error
 
 
 def verify(folder: Path, digests: Digests, mesh: Mesh) -> VerifiedTensors:

@@ -1,30 +1,41 @@
 """Who holds everybody up: every rank tells where it is, and a world in which a rank died or hangs ends, with its name.
 
-Once a second a thread of each rank publishes its step, phase and place in the code; the training loop itself only sets
-two attributes. A rank that makes no progress for as long as is configured reads what all others published last, says
-which of them is silent or not in the collective that the rest waits in, and ends its process. A collective that fails
-at once, because a peer is gone, is told the same way.
+Once a second a thread of each rank publishes its step, phase and place in the code (parallel/sighting.py); the training
+loop itself only sets two attributes. On rank 0 the thread also gathers what all published, for whoever listens. A rank
+that makes no progress for as long as is configured reads what all others published last, says which of them is silent
+or not in the collective that the rest waits in, and ends its process. A collective that fails at once, because a peer
+is gone, is told the same way.
 """
 
 import json
 import linecache
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import FrameType, TracebackType
 from typing import Any
 
 from torch.distributed import distributed_c10d
 
-PERIOD = 1.0
-"""Seconds between two publications."""
+from .sighting import PERIOD, SILENT, Sighting, slow_ranks
 
-SILENT = 5 * PERIOD
-"""A rank that has not published for so long is dead, stopped, or cut off."""
+SAMPLE = 0.1
+"""Seconds between two looks at where this rank is; they cost it 20 microseconds each."""
+
+WINDOW = 300
+"""Looks over which the share of computing is taken: half a minute."""
+
+TOLD_EVERY = 5
+"""Publications between two calls of the listener."""
+
+DEEPEST = 12
+"""Innermost calls of a stack that are told."""
 
 LOST = 1
 """Exit status of a rank that ends because of another."""
@@ -41,26 +52,6 @@ class RankLostError(RuntimeError):
     """Another rank died or hangs; the message names it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sighting:
-    """What a rank last said of itself."""
-
-    rank: int
-    step: int
-    phase: str
-    place: str
-    """The collective it waits in, or the function it computes in."""
-    waits: bool
-    published: float
-    """time.time(), by its own clock."""
-
-    def describe(self, now: float) -> str:
-        silent = now - self.published
-        doing = f"{'waiting in' if self.waits else 'computing in'} {self.place}"
-        seen = f"silent for {silent:.0f} s, last seen" if silent > SILENT else "is"
-        return f"rank {self.rank} {seen} at step {self.step}, {self.phase}, {doing}"
-
-
 class Watch:
     """One rank's view of all. Use as a context manager around the training loop; `at` is the loop's part."""
 
@@ -71,6 +62,10 @@ class Watch:
         self._moved = time.monotonic()
         self._ended = threading.Event()
         self._store: Any = None
+        self._listener: Callable[[list[Sighting]], None] | None = None
+        self._computing: deque[bool] = deque(maxlen=WINDOW)
+        self._collective = ""
+        self._slow: list[str] = []
 
     def at(self, step: int, phase: str) -> None:
         """The loop has come here."""
@@ -78,13 +73,19 @@ class Watch:
         self._moved = time.monotonic()
 
     @contextmanager
-    def watching(self) -> Iterator["Watch"]:
-        """Publishes and looks until the block ends. A failed collective in it becomes a RankLostError."""
-        if self.world == 1:
+    def watching(self, listener: Callable[[list[Sighting]], None] | None = None) -> Iterator["Watch"]:
+        """Publishes and looks until the block ends. A failed collective in it becomes a RankLostError.
+
+        `listener` is called on rank 0 alone, every few seconds, with what all ranks published last.
+        """
+        self._listener = listener if self.rank == 0 else None
+        if self.world > 1:
+            # A connection of its own: the main thread may hold the shared one for minutes, waiting for a rank that is
+            # gone.
+            self._store = distributed_c10d._get_default_store().clone()
+        elif self._listener is None:
             yield self
             return
-        # A connection of its own: the main thread may hold the shared one for minutes, waiting for a rank that is gone.
-        self._store = distributed_c10d._get_default_store().clone()
         self._publish()
         thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         thread.start()
@@ -104,7 +105,7 @@ class Watch:
         """One line: where this rank is, or which collective `failed`, and which others hold it up."""
         now = time.time()
         own = self._sighting()
-        others = [seen for rank in range(self.world) if rank != self.rank and (seen := self._read(rank))]
+        others = self._others()
         unknown = sorted(set(range(self.world)) - {seen.rank for seen in others} - {self.rank})
         silent = [seen for seen in others if now - seen.published > SILENT]
         behind = [seen for seen in others if seen.step < own.step]
@@ -118,10 +119,14 @@ class Watch:
         )
 
     def _watch(self) -> None:
-        while not self._ended.wait(PERIOD):
+        published = 0
+        while self._looked_around():
             try:
                 self._publish()
-                if time.monotonic() - self._moved <= self.limit:
+                if self._listener and published % TOLD_EVERY == 0:
+                    self._tell_listener()
+                published += 1
+                if self.world == 1 or time.monotonic() - self._moved <= self.limit:
                     continue
                 told = self.report()
             except (RuntimeError, OSError) as error:
@@ -135,8 +140,48 @@ class Watch:
             # Not an exception: the main thread is inside a collective that no exception reaches.
             os._exit(LOST)
 
+    def _looked_around(self) -> bool:
+        """Samples where this rank is for one period; False once the watch has ended."""
+        for _ in range(round(PERIOD / SAMPLE)):
+            if self._ended.wait(SAMPLE):
+                return False
+            self._look()
+        return True
+
+    def _look(self) -> None:
+        place, waits = _place()
+        self._computing.append(not waits)
+        if waits:
+            self._collective = place
+
+    def _tell_listener(self) -> None:
+        sightings = [self._sighting(), *self._others()]
+        try:
+            self._listener(sightings)
+        except OSError as error:
+            # A full disk must not end a run that does not write yet.
+            print(f"warning: heartbeats could not be written ({error})", file=sys.stderr, flush=True)
+        slow = slow_ranks(sightings)
+        ranks = [line.split(" computes ")[0] for line in slow]
+        if ranks and ranks != self._slow:
+            print(f"warning: slow: {'; '.join(slow)}", file=sys.stderr, flush=True)
+        self._slow = ranks
+
     def _publish(self) -> None:
-        self._store.set(_key(self.rank), json.dumps(asdict(self._sighting())))
+        if self._store is not None:
+            self._store.set(_key(self.rank), json.dumps(asdict(self._sighting())))
+
+    def _others(self) -> list[Sighting]:
+        """What every other rank published last; one that never did is left out."""
+        ranks = [rank for rank in range(self.world) if rank != self.rank]
+        keys = [_key(rank) for rank in ranks]
+        try:
+            # Two questions for all ranks, not two for each; once all have published.
+            if keys and self._store.check(keys):
+                return [Sighting(**json.loads(value)) for value in self._store.multi_get(keys)]
+        except (RuntimeError, OSError):
+            pass
+        return [seen for rank in ranks if (seen := self._read(rank))]
 
     def _read(self, rank: int) -> Sighting | None:
         try:
@@ -148,8 +193,19 @@ class Watch:
 
     def _sighting(self) -> Sighting:
         place, waits = _place()
+        full = len(self._computing) == WINDOW
         return Sighting(
-            rank=self.rank, step=self.step, phase=self.phase, place=place, waits=waits, published=time.time()
+            rank=self.rank,
+            step=self.step,
+            phase=self.phase,
+            place=place,
+            waits=waits,
+            published=time.time(),
+            computing=round(sum(self._computing) / WINDOW, 3) if full else None,
+            collective=self._collective,
+            stack=_stack() if time.monotonic() - self._moved > SILENT else "",
+            host=socket.gethostname(),
+            process=os.getpid(),
         )
 
 
@@ -167,6 +223,15 @@ def _place() -> tuple[str, bool]:
             return waits_in, True
     _, frame = places.get(threading.main_thread().ident, (None, None))
     return _function(frame) if frame else "nothing", False
+
+
+def _stack() -> str:
+    """The main thread's innermost calls, `file.py:function:line < its caller`, in one line."""
+    frame, calls = sys._current_frames().get(threading.main_thread().ident), []
+    while frame is not None and len(calls) < DEEPEST:
+        calls.append(f"{_function(frame)}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " < ".join(calls)
 
 
 def _communication(frame: FrameType | None) -> str | None:

@@ -110,6 +110,7 @@ TELLS_DEVICES_APART = {
     "kernels/toolchains.py": "says which library each kind of backend needs",
     "engine/compile_gate.py": "compiles for GPUs, on none",
     "engine/ascend_lowering.py": "lowers for NPUs, on none",
+    "launchers/slurm_script.py": "how Slurm and containers are asked for each kind of device",
     "engine/doctor.py": "the table of vendors says behind which module each one's devices are",
 }
 """The only files of the floors, beside backends of GPUs, that say cuda or npu; with the reason."""

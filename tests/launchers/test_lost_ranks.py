@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from contentv.engine.metrics import METRICS_FILE, read_metrics
-from contentv.parallel.watch import PERIOD, Sighting, Watch, _failed
+from contentv.parallel.sighting import PERIOD, Sighting
+from contentv.parallel.watch import Watch, _failed
 from tests.engine.small_run import write_shards
 
 LIMIT = 8
@@ -84,6 +86,9 @@ class Store(dict):
     def check(self, keys):
         return all(key in self for key in keys)
 
+    def multi_get(self, keys):
+        return [self[key] for key in keys]
+
     def set(self, key, value):
         self[key] = value
 
@@ -130,3 +135,14 @@ def watch_of_three(seen: dict[int, dict]) -> Watch:
 def test_who_is_named(seen, words, not_words):
     report = watch_of_three(seen).report()
     assert report.startswith("step 7, update: rank 0 is in ") and words in report and not_words not in report
+
+
+def test_a_rank_that_has_not_moved_tells_its_calls():
+    watch = watch_of_three({})
+    with ThreadPoolExecutor(1) as pool:  # as the watch's own thread, which looks at the main one
+        assert pool.submit(lambda: watch._sighting().stack).result() == ""
+        watch._moved -= 60
+        stack = pool.submit(lambda: watch._sighting().stack).result()
+    calls = stack.split(" < ")
+    assert any(call.startswith("test_lost_ranks.py:test_a_rank_that_has_not_moved_tells_its_calls:") for call in calls)
+    assert "\n" not in stack and len(calls) <= 12

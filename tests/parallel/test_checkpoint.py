@@ -1,6 +1,10 @@
 """A checkpoint is whole or not there, and holds everything: weights, masters, moments, average, step."""
 
+import errno
+
 import pytest
+
+from contentv.parallel.checkpoint import _first
 
 PROGRAMS = "contentv.tests.parallel.checkpoint_programs"
 
@@ -28,6 +32,17 @@ def test_what_one_rank_cannot_write_all_ranks_are_told(rank_server, tmp_path):
     }.items():  # fmt: skip
         for told in (one[what], other[what]):
             assert f"the checkpoint was not saved (rank {rank}: " in told and words in told, what
+
+
+def test_a_full_disk_is_told_as_one_whatever_it_led_to():
+    """As torch's writer does it: closing the archive fails on what the full disk left undone."""
+    with pytest.raises(RuntimeError, match="unexpected pos") as raised:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+    assert _first(raised.value).errno == errno.ENOSPC
+    assert str(_first(RuntimeError("by itself"))) == "by itself"
 
 
 def test_training_on_does_not_reach_a_checkpoint_on_its_way(rank_server, tmp_path):

@@ -1,0 +1,109 @@
+"""The bookkeeping steps of a job's script (launchers/slurm_script.py): begin an attempt, end it, judge the nodes.
+
+    begin RUN CONFIG --job N --nodes NAME...     prints the attempt's number, or "complete"
+    end RUN CONFIG --attempt N --status N ...    prints complete, again or stop
+    judge RUN --attempt N ...                    prints the bad nodes, with commas; nothing where all are good
+    leave RUN --attempt N --bad-nodes ...        ends an attempt for their sake; prints again or stop
+
+Why, they say on stderr, which is the job's log. Exit status 1: the run must not be started again. Imports no torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..engine import node_verdict, rank_logs
+from ..engine.config_yaml import load
+from ..engine.restarts import SAVED_NOT_FINISHED, Restarts
+from .command_line import FAILURE, call, tell
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one step; returns its exit status."""
+    return call(run, argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    return {"begin": begin, "end": end, "judge": judge, "leave": leave}[options.step](options)
+
+
+def begin(options: argparse.Namespace) -> int:
+    answer = Restarts(options.run).begin(
+        job=options.job,
+        nodes=options.nodes,
+        max_steps=load(options.config).trainer.max_steps,
+        budget=options.max_restarts,
+    )
+    if isinstance(answer, str) and answer != "complete":
+        tell(f"error: {options.run}: {answer}")
+        return FAILURE
+    nodes = ", ".join(options.nodes)
+    tell(f"{options.run}: " + ("is complete already" if answer == "complete" else f"attempt {answer} on {nodes}"))
+    print(answer)
+    return 0
+
+
+def end(options: argparse.Namespace) -> int:
+    status = options.status
+    if status not in (0, SAVED_NOT_FINISHED) and options.asked:
+        # It was asked to stop before it could save, for example while it was still importing torch: no failure of its.
+        status = SAVED_NOT_FINISHED
+    following, reason = Restarts(options.run).end(
+        options.attempt,
+        status=status,
+        reason=rank_logs.what_failed(Path(options.logs)),
+        max_steps=load(options.config).trainer.max_steps,
+        budget=options.max_restarts,
+    )
+    return tell_end(options, following, reason)
+
+
+def leave(options: argparse.Namespace) -> int:
+    following, reason = Restarts(options.run).end_for_nodes(
+        options.attempt, options.bad_nodes.split(","), go_on=options.then == "exclude", budget=options.max_restarts
+    )
+    return tell_end(options, following, reason)
+
+
+def tell_end(options: argparse.Namespace, following: str, reason: str) -> int:
+    tell(f"{options.run}: attempt {options.attempt} ended: {reason}; next: {following}")
+    print(following)
+    return 0
+
+
+def judge(options: argparse.Namespace) -> int:
+    verdict = node_verdict.judge(Path(options.run), Path(options.logs), attempt=options.attempt, job=options.job)
+    for line in verdict.lines:
+        tell(line)
+    print(",".join(verdict.bad))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m contentv.launchers.slurm_job", description=__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    made = {name: steps.add_parser(name) for name in ("begin", "end", "judge", "leave")}
+    for step in made.values():
+        step.add_argument("run")
+    for name in ("begin", "end"):
+        made[name].add_argument("config")
+    for name in ("begin", "end", "leave"):
+        made[name].add_argument("--max-restarts", type=int, required=True)
+    for name in ("end", "judge", "leave"):
+        made[name].add_argument("--attempt", type=int, required=True)
+    for name in ("end", "judge"):
+        made[name].add_argument("--logs", required=True)
+    for name in ("begin", "judge"):
+        made[name].add_argument("--job", required=True)
+    made["begin"].add_argument("--nodes", nargs="+", required=True)
+    made["end"].add_argument("--status", type=int, required=True)
+    made["end"].add_argument("--asked", default="", help="not empty: it was asked to stop meanwhile")
+    made["leave"].add_argument("--bad-nodes", required=True)
+    made["leave"].add_argument("--then", choices=("exclude", "stop"), required=True)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

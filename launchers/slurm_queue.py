@@ -1,0 +1,98 @@
+"""What Slurm is asked and told: sbatch, squeue, scancel, and their answers as values."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LIMIT = 60
+"""Seconds that one of Slurm's commands may take; a busy controller answers late."""
+GONE = "GONE"
+"""A job that squeue does not know any more."""
+
+OVER = (GONE, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+"""States that a job does not leave again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """One line of squeue."""
+
+    job: str
+    state: str
+    """RUNNING, PENDING, COMPLETING ...; GONE: Slurm does not know it any more."""
+    reason: str
+    """Why it waits, in Slurm's word; or its nodes."""
+    remaining: str
+    """Time to its limit, as Slurm writes it."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in OVER
+
+
+def is_here() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def submit(script: str, *, dependency: str | None = None) -> str:
+    """Sends a script; returns the job's number.
+
+    Raises ValueError with Slurm's own words where it refuses.
+    """
+    options = ["--parsable"] + ([f"--dependency={dependency}"] if dependency else [])
+    # What this process was started with in a job of its own would be taken for the new job's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    environment |= {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    done = _run(["sbatch", *options, script], environment)
+    if done.returncode:
+        raise ValueError(f"Slurm refused the job: {_one_line(done.stderr)}; correct the option it names ({script})")
+    return done.stdout.strip().partition(";")[0]
+
+
+def look_up(job: str) -> QueuedJob:
+    """The job as squeue sees it now; GONE where it does not, or where there is no Slurm."""
+    gone = QueuedJob(job=job, state=GONE, reason="", remaining="")
+    if not job or not is_here():
+        return gone
+    done = _run(["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%i|%T|%R|%L"])
+    lines = done.stdout.splitlines()
+    return parse_squeue(lines[0]) if done.returncode == 0 and lines else gone
+
+
+def parse_squeue(line: str) -> QueuedJob:
+    """`17_2|PENDING|(Priority)|1:00:00` as a QueuedJob."""
+    match = re.fullmatch(r"([^|]*)\|([^|]*)\|(.*)\|([^|]*)", line.strip())
+    if match is None:
+        raise RuntimeError(f"squeue said {line!r}, which is not number|state|reason|time")
+    return QueuedJob(job=match[1], state=match[2], reason=match[3].strip("()"), remaining=match[4])
+
+
+def ask_to_stop(job: str) -> None:
+    """USR1 to the job's script, which passes it on to the ranks. Raises ValueError with Slurm's words."""
+    _checked(["scancel", "--batch", "--signal=USR1", job], f"job {job} could not be signalled")
+
+
+def cancel(job: str) -> None:
+    _checked(["scancel", job], f"job {job} could not be cancelled")
+
+
+def _checked(command: Sequence[str], what: str) -> None:
+    done = _run(command)
+    if done.returncode:
+        raise ValueError(f"{what}: {_one_line(done.stderr)}")
+
+
+def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"{command[0]} did not answer within {LIMIT} s: the controller is busy or down; try again later"
+        ) from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,48 @@
+"""`contentv status RUN`: how a run goes: step, speed, jobs, restarts, goodput, and ranks that are slow or silent.
+
+From the run folder alone, and squeue where it is: on a login node as well as beside the run. Exit status 0.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ..engine.run_status import run_status
+from ..engine.sent_jobs import sent_jobs
+from . import slurm_queue
+from .command_line import call
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return call(run, argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    folder = Path(options.run)
+    status = run_status(folder, time.time())
+    jobs = [queued for job in sent_jobs(folder) if (queued := slurm_queue.look_up(job)).state != slurm_queue.GONE]
+    if options.json:
+        print(json.dumps(asdict(status) | {"jobs": [asdict(job) for job in jobs]}))
+        return 0
+    for line in status.lines():
+        print(line)
+    for job in jobs:
+        print(f"job {job.job:<10} {job.state}, {job.reason or 'no reason given'}, {job.remaining} left")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="contentv status", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""`contentv status`, `logs` and `stop` from a run folder alone, with a real local run to stop."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from contentv.engine import heartbeats
+from contentv.engine.restarts import Restarts
+from contentv.engine.run_files import LOGS_FOLDER, METRICS_FILE, OUTCOME_FILE, STOP_FILE
+from contentv.launchers import logs, status, stop
+from contentv.parallel.sighting import Sighting
+from tests.engine.small_run import write_shards
+
+PATIENCE = 120
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two attempts: one that was killed, one under way."""
+    restarts = Restarts(tmp_path)
+    assert restarts.begin(job="7", nodes=["n1", "n2"], max_steps=40, budget=9) == 1
+    restarts.end(1, status=137, reason="rank 3 on n2: Killed", max_steps=40, budget=9)
+    assert restarts.begin(job="7", nodes=["n1", "n3"], max_steps=40, budget=9) == 2
+    lines = [{"step": step, "loss": 2.0, "seconds": 0.5} for step in (1, 2, 3)]
+    (tmp_path / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for attempt in (1, 2):
+        place = tmp_path / LOGS_FOLDER / f"attempt-{attempt}"
+        place.mkdir(parents=True)
+        for rank in range(2):
+            (place / f"rank-{rank}.log").write_text(f"attempt {attempt}, rank {rank}\n")
+    return tmp_path
+
+
+def beat(folder: Path) -> None:
+    """Four ranks, of which the last has not been heard of for a minute and the third is slow."""
+    now = time.time()
+    ranks = [
+        Sighting(rank=rank, step=3, phase="update", place="barrier", waits=True, computing=0.9 if rank == 2 else 0.3,
+                 published=now - (60 if rank == 3 else 0), host="n1", process=0)
+        for rank in range(4)
+    ]  # fmt: skip
+    heartbeats.write(folder, ranks)
+
+
+def told(capsys, command, *arguments) -> str:
+    assert command.main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_status_says_how_it_goes_and_whom_it_waits_for(folder, capsys):
+    beat(folder)
+    said = told(capsys, status, folder)
+    assert f"{folder}: running" in said and "step 3, last checkpoint 0, loss 2.0, 0.5 s a step" in said
+    assert "attempt 1 job 7 on n1, n2, from step 0 to step 0: rank 3 on n2: Killed" in said
+    assert "slow: rank 2 computes 3.0 x" in said and "silent: rank 3 silent for 60 s, last seen at step 3" in said
+    found = json.loads(told(capsys, status, folder, "--json"))
+    assert (found["state"], found["step"], len(found["attempts"]), found["jobs"]) == ("running", 3, 2, [])
+    assert found["goodput"]["kept_seconds"] == 1.5
+
+
+def test_status_and_logs_answer_without_torch(folder):
+    code = (
+        "import sys; from contentv.launchers import logs, status, stop; "
+        "assert status.main(sys.argv[1:]) == logs.main(sys.argv[1:]) == stop.main(sys.argv[1:]) == 0; "
+        "assert not {'torch', 'megatron', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_status_knows_an_end_from_a_death(folder, capsys):
+    beat(folder)
+    Restarts(folder).end(2, status=75, reason="", max_steps=40, budget=9)
+    assert "not running, asked to stop, saved step 0" in told(capsys, status, folder)
+    # A second later nothing is known of an attempt whose node died: its heartbeats only grow old.
+    Restarts(folder).begin(job="7", nodes=["n1"], max_steps=40, budget=9)
+    old = json.loads((folder / "heartbeats.json").read_text())
+    (folder / "heartbeats.json").write_text(json.dumps({**old, "time": time.time() - 3600}))
+    assert "no heartbeat for 3600 s and no word of an end" in told(capsys, status, folder)
+    (folder / OUTCOME_FILE).write_text(json.dumps({"step": 40, "complete": True, "signal": None}))
+    Restarts(folder).end(3, status=0, reason="", max_steps=40, budget=9)
+    assert f"{folder}: complete" in told(capsys, status, folder)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    for command in (status, stop):
+        assert command.main([str(tmp_path)]) == 2 and "holds no run" in capsys.readouterr().err
+    assert logs.main([str(tmp_path)]) == 2 and "has no logs" in capsys.readouterr().err
+
+
+GARBAGE = (
+    '{"event": "end", "attempt": 9}\n',
+    "[1, 2]\n",
+    "null\n",
+    "\0\xff\n",
+    '{"time": "soon", "ranks": [{}]}\n',
+    "",
+)
+
+
+@pytest.mark.parametrize("name", ["restarts.jsonl", "jobs.jsonl", "metrics.jsonl", "heartbeats.json", "outcome.json"])
+def test_what_a_failing_disk_left_is_passed_over(folder, capsys, name):
+    beat(folder)
+    kept = (folder / name).read_text() if name.endswith("l") and (folder / name).exists() else ""
+    for text in GARBAGE:
+        (folder / name).write_text(kept + text, encoding="latin-1")
+        assert f"{folder}: " in told(capsys, status, folder), text
+
+
+def test_logs_are_those_of_the_latest_attempt_or_of_the_one_asked_for(folder, capsys):
+    assert told(capsys, logs, folder, "--rank", 1) == "attempt 2, rank 1\n"
+    assert told(capsys, logs, folder, "--rank", 1, "--attempt", 1) == "attempt 1, rank 1\n"
+    assert logs.main([str(folder), "--rank", "5"]) == 2 and "ranks 0 to 1 are there" in capsys.readouterr().err
+    assert logs.main([str(folder), "--attempt", "9"]) == 2 and "of attempt 9" in capsys.readouterr().err
+
+
+def test_followed_logs_go_over_to_the_next_attempt_and_end_with_the_run(folder):
+    command = [sys.executable, "-m", "contentv.launchers.logs", str(folder), "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as follower:
+        try:
+            assert follower.stdout.readline() == "attempt 2, rank 0\n"
+            with (folder / LOGS_FOLDER / "attempt-2" / "rank-0.log").open("a") as file:
+                file.write("more\n")
+            assert follower.stdout.readline() == "more\n"
+            restarts = Restarts(folder)
+            restarts.end(2, status=75, reason="", max_steps=40, budget=9)
+            restarts.begin(job="7", nodes=["n1"], max_steps=40, budget=9)
+            place = folder / LOGS_FOLDER / "attempt-3"
+            place.mkdir()
+            (place / "rank-0.log").write_text("attempt 3\n")
+            assert follower.stdout.readline() == "attempt 3\n"
+            (folder / STOP_FILE).write_text("{}")
+            restarts.end(3, status=75, reason="", max_steps=40, budget=9)
+            assert follower.wait(timeout=PATIENCE) == 0 and follower.stdout.read() == ""
+        finally:
+            follower.kill()
+
+
+def test_stop_of_nothing_says_so(folder, capsys):
+    beat(folder)
+    old = json.loads((folder / "heartbeats.json").read_text())
+    (folder / "heartbeats.json").write_text(json.dumps({**old, "time": time.time() - 3600}))
+    assert "nothing of it is running" in told(capsys, stop, folder)
+
+
+def test_a_run_of_this_machine_saves_and_ends(tmp_path, capsys):
+    run, shards = tmp_path / "run", write_shards(tmp_path / "shards")
+    options = ["quickstart", "--model.layers", "2", "--model.heads", "2", "--model.head-width", "16"]
+    options += ["--model.text-width", "24", "--model.pooled-width", "24", "--data.folder", str(shards)]
+    options += ["--run.folder", str(run), "--trainer.max-steps", "100000", "--trainer.checkpoint-every", "100000"]
+    options += ["--trainer.log-every", "1", "--trainer.validate-every", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "contentv.launchers.train", *options],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CONTENTV_DEVICE": "cpu"},
+    ) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not (run / "heartbeats.json").exists():
+                assert process.poll() is None and time.monotonic() < deadline, "no heartbeat"
+                time.sleep(0.05)
+            assert "running" in told(capsys, status, run)
+            assert heartbeats.read(run).ranks[0].process == process.pid
+            said = told(capsys, stop, run, "--wait", PATIENCE)
+            assert process.wait(timeout=PATIENCE) == 75
+        finally:
+            process.kill()
+    step = Restarts(run).checkpoint_step()
+    assert step > 0 and f"the last checkpoint is that of step {step}" in said.replace("its last", "the last")
+    assert "not running" in told(capsys, status, run)
