@@ -5,8 +5,9 @@ help, recipes and the planner answer at once on a login node. Values are checked
 number of processes is checked by `RunConfig.micro_batches`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
+from re import fullmatch
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Suppress
@@ -23,6 +24,7 @@ PROBE_LEVELS = 8
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
+ProfileTool = Literal["torch", "nsys", "ncu", "msprof"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,42 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Which steps are looked at closely, and by what. It changes no bit of what is trained."""
+
+    steps: str = ""
+    """First and last profiled step, both included, such as 10:13; empty: none."""
+    tool: ProfileTool = "torch"
+    """torch: traces in the run folder's profile/, one a rank; others: the run prints the command line that starts it
+    under that tool, and marks steps and parts for it."""
+    memory: bool = True
+    """With torch: every allocation as well, and on a GPU a snapshot that says who made it."""
+
+    def __post_init__(self):
+        _choice("profile", self, tool=ProfileTool)
+        wanted = self.wanted
+        if self.steps and (not wanted or wanted[0] < 1):
+            raise ValueError(
+                f"profile.steps is {shown(self.steps)}; it must be the first and the last step, FIRST:LAST, the first "
+                "at least 1 and the last no smaller, such as 10:13"
+            )
+
+    @property
+    def wanted(self) -> range:
+        """The steps; empty: none."""
+        match = fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", self.steps)
+        return range(int(match[1]), int(match[2]) + 1) if match else range(0)
+
+    def check(self, max_steps: int) -> None:
+        """Raises ValueError where the run ends before the last of the steps."""
+        if self.wanted and self.wanted[-1] > max_steps:
+            raise ValueError(
+                f"profile.steps is {self.steps}, but trainer.max_steps is {max_steps}: choose steps up to that, or "
+                "train for longer"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run, whole: what a recipe returns, the command line changes and config.yaml keeps."""
 
@@ -169,6 +207,7 @@ class RunConfig:
     trainer: TrainerConfig
     kernels: KernelConfig
     sample: SampleConfig
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def check_layout(self) -> None:
         """Raises ValueError where the layout cannot divide the model, whatever the world."""

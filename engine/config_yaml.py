@@ -88,8 +88,8 @@ def first_difference(path: Path, config: RunConfig, aside: str) -> tuple[str, An
     The section `aside` is left out. Files of other versions are read too: a key that one side lacks is "nothing" there.
     Raises ValueError for text that is no YAML.
     """
-    found = _flat("", _parse(_read(path), str(path)))
-    wanted = _flat("", to_plain(config))
+    found = flat("", _parse(_read(path), str(path)))
+    wanted = flat("", to_plain(config))
     for key in [*wanted, *found]:
         values = found.get(key, "nothing"), wanted.get(key, "nothing")
         if key.partition(".")[0] != aside and values[0] != values[1]:
@@ -97,11 +97,11 @@ def first_difference(path: Path, config: RunConfig, aside: str) -> tuple[str, An
     return None
 
 
-def _flat(key: str, plain: Any) -> dict[str, Any]:
+def flat(key: str, plain: Any) -> dict[str, Any]:
     """Every scalar and list below `plain`, by its path."""
     if not isinstance(plain, dict):
         return {key: plain}
-    below = [_flat(f"{key}.{name}" if key else str(name), value) for name, value in plain.items()]
+    below = [flat(f"{key}.{name}" if key else str(name), value) for name, value in plain.items()]
     return {path: value for values in below for path, value in values.items()}
 
 

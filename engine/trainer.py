@@ -24,6 +24,7 @@ from .config import OptimizerConfig, RunConfig
 from .hardware import Peak, Utilisation, peak_of
 from .metrics import MetricsWriter, TrainingStep
 from .probe import probe_loss
+from .profile import Profile
 from .run_files import OUTCOME_FILE
 from .session import Session, Training, open_session
 from .signals import StopSignals
@@ -66,6 +67,7 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
         ValueError: the configuration fits neither the data, the machine nor the run folder's checkpoint.
         NonFiniteError: a step's loss or gradient is not finite, on all ranks alike.
     """
+    config.profile.check(config.trainer.max_steps)
     session = open_session(config)
     trainer, writes = session.config.trainer, session.mesh.rank == 0
     peak = peak_of(name_of(session.mesh.device), trainer.precision, trainer.peak_tflops)
@@ -81,8 +83,9 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
         enabled=writes,
     )
     try:
-        with session.watch.watching(partial(heartbeats.write, Path(config.run.folder))):
-            step = run_steps(session, signals, metrics, peak)
+        publish = partial(heartbeats.write, Path(config.run.folder))
+        with session.watch.watching(publish), Profile(session) as profile:
+            step = run_steps(session, signals, metrics, peak, profile)
     finally:
         metrics.close()
     outcome = Outcome(step=step, complete=step >= trainer.max_steps, signal=signals.received)
@@ -93,24 +96,25 @@ def train(config: RunConfig, signals: StopSignals) -> Outcome:
     return outcome
 
 
-def run_steps(session: Session, signals: StopSignals, metrics: MetricsWriter, peak: Peak) -> int:
+def run_steps(session: Session, signals: StopSignals, metrics: MetricsWriter, peak: Peak, profile: Profile) -> int:
     """Steps, validations and checkpoints until the run is complete or asked to stop; the last step."""
     trainer, watch = session.config.trainer, session.watch
     step, stop = session.first_step, False
     while step < trainer.max_steps and not stop:
-        started = time.monotonic()
-        result = take_step(session, step + 1, signals)
-        step, stop = step + 1, result.stop
-        session.settle()
-        metrics.training(_line(session, step, result, time.monotonic() - started, peak))
-        # Asked to stop, it has seconds, not a validation's minutes.
-        if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
-            watch.at(step, "validation")
-            metrics.validation(step, validate(session))
-        if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
-            watch.at(step, "checkpoint")
-            metrics.flush()
-            session.save(step)
+        with profile.step(step + 1):
+            started = time.monotonic()
+            result = take_step(session, step + 1, signals)
+            step, stop = step + 1, result.stop
+            session.settle()
+            metrics.training(_line(session, step, result, time.monotonic() - started, peak))
+            # Asked to stop, it has seconds, not a validation's minutes.
+            if trainer.validate_every and step % trainer.validate_every == 0 and not stop:
+                watch.at(step, "validation")
+                metrics.validation(step, validate(session))
+            if stop or step == trainer.max_steps or step % trainer.checkpoint_every == 0:
+                watch.at(step, "checkpoint")
+                metrics.flush()
+                session.save(step)
     watch.at(step, "checkpoint")
     session.settle(wait=True)
     return step

@@ -7,7 +7,7 @@ import contextlib
 import platform
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -110,6 +110,40 @@ def npu_is_there() -> bool:
 def toolkits() -> dict[str, str]:
     """Name and version of what torch was built for."""
     return {"cuda": torch.version.cuda or "none"}
+
+
+def recording_for_tools(device: torch.device) -> contextlib.AbstractContextManager:
+    """Inside, nsys and ncu record, where they were told to wait for it; others record by their own options."""
+    return torch.cuda.profiler.profile() if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def marked(name: str, device: torch.device) -> Iterator[None]:
+    """A range of that name for the vendor's tools: NVTX's (nsys, ncu) or mstx's (msprof); none on a CPU."""
+    if device.type == "npu":
+        mark = interface(device.type).mstx.range_start(name)
+        try:
+            yield
+        finally:
+            interface(device.type).mstx.range_end(mark)
+    elif device.type == "cuda":
+        with torch.cuda.nvtx.range(name):
+            yield
+    else:
+        yield
+
+
+def record_allocations(device: torch.device) -> None:
+    """Begins to keep who allocates what; on a GPU alone, since no other allocator of torch tells."""
+    if device.type == "cuda":
+        torch.cuda.memory._record_memory_history()
+
+
+def save_allocations(device: torch.device, path: Path) -> None:
+    """Writes what was kept since `record_allocations`, for pytorch.org/memory_viz, and keeps no more."""
+    if device.type == "cuda":
+        torch.cuda.memory._dump_snapshot(str(path))
+        torch.cuda.memory._record_memory_history(enabled=None)
 
 
 def profiler_activity(device: torch.device) -> torch.profiler.ProfilerActivity:

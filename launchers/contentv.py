@@ -20,6 +20,8 @@ COMMANDS = {
     "bench": "time and memory of a training step",
     "encode": "your own videos and captions to latent shards",
     "data": "fetch a recipe's clips and encode them into latent shards",
+    "report": "what a run did, as one HTML page; of two runs, where they part",
+    "sweep": "a grid of short runs, measured, with curves of scaling",
     "inspect": "what is in latent shards, a run, a checkpoint, or published weights",
     "doctor": "can training work here, what is missing, which kernels would run",
     "quickstart": "data, training, a kill and a resume, samples, figures: the whole way, on a CPU",

@@ -36,12 +36,16 @@ def run(argv: Sequence[str], signals: StopSignals) -> int:
 
     if dry_run.OPTION in argv:
         return dry_run.run(argv)
+    from ..engine.profile_tools import under_tool
     from ..parallel.world import announced_world
-    from .command_line import parse_run
+    from .command_line import parse_run, tell
 
     config = parse_run(argv, "contentv train")
     world = announced_world(os.environ)
     config.micro_batches(world.size if world else 1)
+    config.profile.check(config.trainer.max_steps)
+    if config.profile.wanted and config.profile.tool != "torch" and (world is None or world.rank == 0):
+        tell(f"under {config.profile.tool}, once a rank:\n  {under_tool(config.profile, config.run.folder, argv)}")
     # After every check that needs no torch, so that a mistake is told at once.
     from ..engine.trainer import NonFiniteError, train
     from ..parallel.mesh import leave_world

@@ -51,6 +51,7 @@ class Arena final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     void* data = bytes >= LARGE ? take((bytes + PAGE - 1) / PAGE * PAGE) : nullptr;
     if (data == nullptr) data = c10::alloc_cpu(bytes);
+    c10::profiledCPUMemoryReporter().New(data, bytes);  // torch's profiler hears of it, as from torch's own allocator
     return {data, data, &release, c10::Device(c10::kCPU)};
   }
 
@@ -131,6 +132,7 @@ Arena& arena() {
 }
 
 void Arena::release(void* data) {
+  c10::profiledCPUMemoryReporter().Delete(data);
   if (arena().holds(data)) {
     arena().give(static_cast<char*>(data));
   } else {

@@ -66,7 +66,7 @@ def test_a_batch_that_does_not_split_is_refused(world, micro_batch):
 
 def test_every_class_stays_small_and_frozen():
     classes = [type(value) for value in vars(quickstart()).values() if is_dataclass(value)]
-    assert len(classes) == 9
+    assert len(classes) == 10
     for kind in classes:
         assert len(fields(kind)) <= 15, kind
         assert kind.__dataclass_params__.frozen and all(field.kw_only for field in fields(kind)), kind

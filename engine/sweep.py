@@ -1,0 +1,227 @@
+"""A grid of runs: which points there are, which of them are impossible, what each one measured. Imports no torch.
+
+A point is a whole configuration in a folder of its own. What a point has measured is read from its run folder alone, so
+an interrupted sweep goes on where it was, whoever ran its points.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..parallel.durable import write_text
+from .config import RunConfig
+from .config_yaml import flat, from_plain, to_plain, to_yaml
+from .plain import nearest
+from .run_files import OUTCOME_FILE
+
+POINT_FILE = "point.json"
+CONFIG_FILE = "point.yaml"
+Scaling = Literal["strong", "weak"]
+Status = Literal["open", "running", "done", "refused", "failed"]
+"""open: not started; running: handed to a scheduler; done: measured; refused: impossible; failed: the rest."""
+
+STRONG, WEAK = "strong", "weak"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    """Of its folder."""
+    world: int
+    scaling: tuple[Scaling, ...]
+    """Which curves it is a point of: the smallest world is one of both."""
+    values: dict[str, str]
+    """Key of the grid -> the point's value, as it was given."""
+    folder: Path
+    config: RunConfig | None
+    reason: str
+    """Why there is none: the engine's own refusal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is swept."""
+
+    base: RunConfig
+    grid: dict[str, tuple[str, ...]]
+    """Key, such as parallel.tensor -> its values."""
+    worlds: tuple[int, ...]
+    scaling: tuple[Scaling, ...]
+    steps: int
+    folder: Path
+
+    def points(self) -> list[Point]:
+        """All of them, the impossible ones too, small worlds first."""
+        found: dict[str, Point] = {}
+        for world, scaling in itertools.product(sorted(self.worlds), self.scaling):
+            for values in itertools.product(*self.grid.values()):
+                point = self._point(world, scaling, dict(zip(self.grid, values, strict=True)))
+                if point.name in found:  # the smallest world: weak and strong begin together
+                    other = found[point.name]
+                    point = _joined(other, point)
+                found[point.name] = point
+        return list(found.values())
+
+    def _point(self, world: int, scaling: Scaling, values: dict[str, str]) -> Point:
+        smallest = min(self.worlds)
+        is_larger = scaling == WEAK and world > smallest
+        changes = dict(values)
+        if is_larger:
+            if self.base.trainer.global_batch * world % smallest:
+                raise ValueError(
+                    f"--world {world} over {smallest} does not multiply trainer.global_batch, "
+                    f"{self.base.trainer.global_batch}, to a whole number: choose worlds that do"
+                )
+            changes["trainer.global_batch"] = str(self.base.trainer.global_batch * world // smallest)
+        parts = [
+            f"world-{world}",
+            *(f"{key}-{value}" for key, value in values.items()),
+            *(["weak"] if is_larger else []),
+        ]
+        name = ".".join(parts).replace("/", "_")
+        changes |= {
+            "run.folder": str(self.folder / name),
+            "trainer.max_steps": str(self.steps),
+            "trainer.checkpoint_every": str(self.steps),
+            "trainer.validate_every": "0",
+            "trainer.log_every": "1",
+        }
+        config, reason = None, ""
+        try:
+            config = changed(self.base, changes)
+            config.micro_batches(world)
+            config.profile.check(self.steps)
+        except ValueError as error:
+            config, reason = None, str(error)
+        return Point(
+            name=name,
+            world=world,
+            scaling=(scaling,),
+            values=values,
+            folder=self.folder / name,
+            config=config,
+            reason=reason,
+        )
+
+
+def _joined(one: Point, other: Point) -> Point:
+    assert one.config == other.config, one.name
+    return Point(**{**vars(one), "scaling": tuple(dict.fromkeys((*one.scaling, *other.scaling)))})
+
+
+def parse_grid(given: Sequence[str], base: RunConfig) -> dict[str, tuple[str, ...]]:
+    """`parallel.tensor=1,2` and more of them. Raises ValueError for an unknown key or no value."""
+    known, grid = flat("", to_plain(base)), {}
+    for text in given:
+        key, _, values = text.partition("=")
+        key = key.replace("-", "_")
+        if key not in known or key in ("recipe", "run.folder"):
+            raise ValueError(
+                f"--grid {text}: there is no key {key!r}{nearest(key, list(known))}; write KEY=VALUE,VALUE"
+            )
+        if key in grid:
+            raise ValueError(f"--grid {key} is there twice: give all its values in one, {key}=VALUE,VALUE")
+        chosen = tuple(dict.fromkeys(values.split(",")))
+        if not values or "" in chosen:
+            raise ValueError(f"--grid {text}: values are missing; write {key}=VALUE,VALUE")
+        for value in chosen:
+            _typed(key, value, known[key])
+        grid[key] = chosen
+    return grid
+
+
+def changed(config: RunConfig, values: dict[str, str]) -> RunConfig:
+    """The configuration with some values replaced; raises ValueError where one is impossible."""
+    plain = to_plain(config)
+    for key, text in values.items():
+        *sections, name = key.split(".")
+        part = plain
+        for section in sections:
+            part = part[section]
+        part[name] = _typed(key, text, part[name])
+    return from_plain(plain, "this point")
+
+
+def _typed(key: str, text: str, example: Any) -> Any:
+    """The text as a value of the same type as `example`."""
+    if isinstance(example, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{key} is {text}; it must be True or False")
+        return text.lower() == "true"
+    if isinstance(example, (int, float)):
+        try:
+            return type(example)(text)
+        except ValueError:
+            kind = "whole number" if isinstance(example, int) else "number"
+            raise ValueError(f"{key} is {text}; it must be a {kind}") from None
+    if not isinstance(example, str):
+        raise ValueError(f"{key} holds several values, and a grid takes keys with one")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is known of a point."""
+
+    point: Point
+    status: Status
+    reason: str = ""
+    measured: dict[str, float | None] | None = None
+    predicted_seconds: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """One flat record, for CSV and JSON."""
+        config = self.point.config
+        return {
+            "name": self.point.name,
+            "world": self.point.world,
+            "scaling": "+".join(self.point.scaling),
+            **self.point.values,
+            "global_batch": config.trainer.global_batch if config else None,
+            "status": self.status,
+            "reason": self.reason,
+            **dict.fromkeys(MEASURED, None),
+            **(self.measured or {}),
+            "predicted_seconds": self.predicted_seconds,
+        }
+
+
+MEASURED = ("seconds", "tokens_per_second", "tflops", "mfu", "memory", "loss")
+"""Medians of a step, and of the last one memory (MiB, of rank 0) and loss."""
+
+
+def status_of(point: Point, measure: Callable[[Path], dict[str, float | None]]) -> Row:
+    """What a point's folder tells. `measure`: a finished run's folder -> its MEASURED."""
+    if point.config is None:
+        return Row(point=point, status="refused", reason=point.reason)
+    if (outcome := _read(point.folder / OUTCOME_FILE)) and outcome.get("complete"):
+        return Row(point=point, status="done", measured=measure(point.folder))
+    noted = _read(point.folder / POINT_FILE) or {}
+    return Row(point=point, status=noted.get("status", "open"), reason=noted.get("reason", ""))
+
+
+def note(point: Point, status: Status, reason: str = "") -> None:
+    """Writes down what became of a point that left no result."""
+    write_text(point.folder / POINT_FILE, json.dumps({"status": status, "reason": reason}) + "\n")
+
+
+def prepare(point: Point) -> Path:
+    """The point's folder with its configuration, which `contentv train` takes; its path."""
+    assert point.config is not None, point.name
+    point.folder.mkdir(parents=True, exist_ok=True)
+    path = point.folder / CONFIG_FILE
+    write_text(path, to_yaml(point.config))
+    return path
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

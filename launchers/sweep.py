@@ -1,0 +1,173 @@
+"""`contentv sweep RECIPE --grid KEY=VALUE,VALUE [--grid ...] --world N,N [options]`: a grid of short runs, measured.
+
+Every point of the grid in every world is trained for a few steps, one after another, each by as many processes as its
+world has; with --slurm each is handed to `contentv launch` instead. What the engine refuses is passed over, its reason
+kept. The same command again goes on: a finished point is not run twice. In the --out folder: sweep.csv, sweep.json, and
+scaling.png (strong: the same global batch in every world; weak: one that grows with it). Other options, such as
+--data.folder PATH, are those of `contentv train`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..engine.sweep import STRONG, WEAK, Point, Row, Sweep, note, parse_grid, prepare, status_of
+
+if TYPE_CHECKING:
+    from ..engine.report.facts import Predict
+
+LOG_FILE = "log.txt"
+TOLD = 400
+"""Characters of a failed point's log in its reason."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0 unless a point failed that the engine had not refused."""
+    from .command_line import call
+
+    return call(run, argv)
+
+
+def run(argv: Sequence[str], predict: "Predict | None" = None) -> int:
+    """`predict`: what a plan says of a configuration in a world, told beside what was measured."""
+    options, rest = parse(argv)
+    sweep = asked(options, rest)
+    points = sweep.points()
+    if all(point.config is None for point in points):
+        raise ValueError(f"no point of this grid is possible: {points[0].name}: {points[0].reason}")
+    from ..engine.scaling import draw_curves, measure, write_tables
+    from .command_line import tell
+
+    start = _submit if options.slurm else _train
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    for number, point in enumerate(points, start=1):
+        row = status_of(point, measure)
+        if row.status in ("open", "failed"):
+            tell(f"{number}/{len(points)} {point.name}")
+            start(point, options)
+            row = status_of(point, measure)
+        tell(f"{number}/{len(points)} {describe(row)}")
+        rows = [planned(status_of(each, measure), predict) for each in points]
+        records = write_tables(rows, sweep.folder)
+    curves = draw_curves(rows, sweep.folder)
+    if options.json:
+        print(json.dumps(records, allow_nan=False))
+    else:
+        print(curves or sweep.folder)
+    return 1 if any(row.status == "failed" for row in rows) else 0
+
+
+def asked(options: argparse.Namespace, rest: Sequence[str]) -> Sweep:
+    """The sweep; ValueError for what is impossible in every point."""
+    from .command_line import parse_run
+
+    if options.steps < 1:
+        raise ValueError(f"--steps is {options.steps}; it must be at least 1")
+    try:
+        worlds = tuple(dict.fromkeys(int(world) for world in options.world.split(",")))
+    except ValueError:
+        worlds = ()
+    if not worlds or min(worlds) < 1:
+        raise ValueError(f"--world is {options.world}; it must be numbers of processes, such as 1,2")
+    if options.slurm and find_spec(f"{__package__}.launch") is None:
+        raise ValueError("--slurm needs `contentv launch`, which this installation lacks: leave it out")
+    base = parse_run([options.recipe, *rest], "contentv sweep")
+    out = options.out or Path("runs") / f"sweep-{base.recipe}"
+    return Sweep(
+        base=base,
+        grid=parse_grid(options.grid, base),
+        worlds=worlds,
+        scaling={"both": (STRONG, WEAK)}.get(options.scaling, (options.scaling,)),
+        steps=options.steps,
+        folder=out,
+    )
+
+
+def planned(row: Row, predict: "Predict | None") -> Row:
+    """The row with what the plan says of its point."""
+    said = predict(row.point.config, row.point.world) if predict and row.point.config else None
+    return replace(row, predicted_seconds=said.step_seconds if said else None)
+
+
+def describe(row: Row) -> str:
+    """One line about a point."""
+    if row.measured:
+        rate, seconds = row.measured["tokens_per_second"], row.measured["seconds"]
+        return f"{row.point.name}: {seconds:.3f} s a step, {rate:,.0f} tokens a second"
+    return f"{row.point.name}: {row.status}{': ' if row.reason else ''}{row.reason}"
+
+
+def _train(point: Point, options: argparse.Namespace) -> None:
+    """Trains a point in processes of this machine; what an interrupted one left is begun anew."""
+    shutil.rmtree(point.folder, ignore_errors=True)
+    path = prepare(point)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(point.world)]
+    # torchrun gives each process one thread unless told; so does a world of one here, or its point would stand apart.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    log = point.folder / LOG_FILE
+    with log.open("wb") as file:
+        child = subprocess.run(
+            [*command, "-m", f"{__package__}.train", str(path)], stdout=file, stderr=file, env=environment,
+            timeout=options.limit,
+        )  # fmt: skip
+    shutil.rmtree(point.folder / "checkpoints", ignore_errors=True)  # a sweep is for figures
+    if child.returncode:
+        _note_failure(point, log.read_text(errors="replace"))
+
+
+def _note_failure(point: Point, log: str) -> None:
+    """A refusal of the engine begins a line with `error: `; everything else is a failure."""
+    refusals = [line for line in log.splitlines() if line.startswith("error: ")]
+    if refusals:
+        note(point, "refused", refusals[0].removeprefix("error: "))
+    else:
+        note(point, "failed", log[-TOLD:])
+
+
+def _submit(point: Point, options: argparse.Namespace) -> None:
+    """Hands a point to Slurm; the same command later gathers what it measured."""
+    path = prepare(point)
+    status = import_module(f"{__package__}.launch").main(launch_line(point, path, options.devices_per_node))
+    note(point, "failed" if status else "running", f"contentv launch ended with {status}" if status else "in the queue")
+
+
+def launch_line(point: Point, path: Path, devices_per_node: int) -> list[str]:
+    """The arguments of `contentv launch` for a point."""
+    devices = min(point.world, devices_per_node)
+    if point.world % devices:
+        raise ValueError(f"--world {point.world} is no whole number of nodes of {devices_per_node} devices")
+    return [str(path), "--nodes", str(point.world // devices), "--devices-per-node", str(devices)]
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and the others, which are the recipe's."""
+    parser = argparse.ArgumentParser(
+        prog="contentv sweep",
+        description=__doc__.split(": ", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="as contentv train takes it")
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help="a key and the values it takes")
+    parser.add_argument("--world", default="1", metavar="N,N", help="numbers of processes; default 1")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="of each point; default 10")
+    parser.add_argument("--scaling", choices=(STRONG, WEAK, "both"), default="both", help="default both")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/sweep-RECIPE")
+    parser.add_argument("--limit", type=float, default=3600.0, metavar="SECONDS", help="of a point; default 3600")
+    parser.add_argument("--slurm", action="store_true", help="hand each point to contentv launch")
+    parser.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="with --slurm; default 8")
+    parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")
+    return parser.parse_known_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

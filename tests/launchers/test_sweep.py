@@ -1,0 +1,155 @@
+"""`contentv sweep`: which points there are, that they really train, and that a second call goes on from the first."""
+
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from contentv.engine.config_yaml import to_yaml
+from contentv.engine.report.facts import Prediction
+from contentv.engine.sweep import STRONG, WEAK, Sweep, changed, note, parse_grid, status_of
+from contentv.launchers import sweep
+from tests.engine.small_run import small_config
+
+
+@pytest.fixture
+def base(shards, tmp_path):
+    return small_config(tmp_path / "unused", shards)
+
+
+@pytest.fixture
+def recipe(base, tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(base))
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    from tests.engine.small_run import write_shards
+
+    return write_shards(tmp_path_factory.mktemp("sweep") / "shards")
+
+
+def swept(base, folder, **changes) -> Sweep:
+    given = {"grid": {"parallel.tensor": ("1", "2")}, "worlds": (1, 2), "scaling": (STRONG, WEAK), "steps": 3}
+    return Sweep(base=base, folder=folder, **(given | changes))
+
+
+def test_points_are_the_grid_in_every_world_weak_and_strong(base, tmp_path):
+    points = {point.name: point for point in swept(base, tmp_path).points()}
+    assert list(points) == [
+        "world-1.parallel.tensor-1", "world-1.parallel.tensor-2", "world-2.parallel.tensor-1",
+        "world-2.parallel.tensor-2", "world-2.parallel.tensor-1.weak", "world-2.parallel.tensor-2.weak",
+    ]  # fmt: skip
+    assert points["world-1.parallel.tensor-1"].scaling == (STRONG, WEAK)
+    assert points["world-1.parallel.tensor-2"].config is None
+    assert "needs a multiple of 2" in points["world-1.parallel.tensor-2"].reason
+    batches = {name: point.config.trainer.global_batch for name, point in points.items() if point.config}
+    assert batches["world-2.parallel.tensor-1"] == 4 and batches["world-2.parallel.tensor-1.weak"] == 8
+    config = points["world-2.parallel.tensor-2"].config
+    assert (config.parallel.tensor, config.trainer.max_steps, config.trainer.validate_every) == (2, 3, 0)
+
+
+def test_a_value_takes_the_type_of_its_key(base):
+    new = changed(base, {"parallel.sequence": "True", "parallel.tensor": "2", "optimizer.learning_rate": "3e-4"})
+    assert new.parallel.sequence is True and new.optimizer.learning_rate == 3e-4
+    assert new == replace(
+        base,
+        parallel=replace(base.parallel, sequence=True, tensor=2),
+        optimizer=replace(base.optimizer, learning_rate=3e-4),
+    )
+
+
+def test_a_sweep_trains_measures_and_goes_on(recipe, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    line = [recipe, "--grid", "parallel.tensor=2,3", "--world", "2", "--steps", "4", "--out", out, "--json"]
+    line = [*map(str, line), "--trainer.micro-batch", "1"]
+    asked = []
+
+    def predict(config, world):
+        asked.append((config.parallel.tensor, world))
+        return Prediction(step_seconds=0.5)
+
+    assert sweep.run(line, predict) == 0
+    done, refused = json.loads(capsys.readouterr().out)
+    assert (done["status"], done["parallel.tensor"], done["world"], done["global_batch"]) == ("done", "2", 2, 4)
+    assert done["seconds"] > 0 and done["tokens_per_second"] == pytest.approx(17 * 4 / done["seconds"], rel=0.5)
+    assert done["predicted_seconds"] == 0.5 and set(asked) == {(2, 2)}
+    assert refused["status"] == "refused" and "tensor" in refused["reason"] and refused["seconds"] is None
+    with (out / "sweep.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["done", "refused"]
+    assert (out / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / done["name"] / "checkpoints").exists()
+
+    def never(*_, **__):
+        raise AssertionError("a finished point was run again")
+
+    monkeypatch.setattr(sweep.subprocess, "run", never)
+    assert sweep.main(line) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == [done | {"predicted_seconds": None}, refused]
+
+
+def test_what_became_of_a_point_is_read_from_its_folder(base, tmp_path):
+    point = swept(base, tmp_path, worlds=(1,)).points()[0]
+    assert status_of(point, dict).status == "open"
+    note(point, "failed", "it died")
+    assert (status_of(point, dict).status, status_of(point, dict).reason) == ("failed", "it died")
+    (point.folder / "outcome.json").write_text('{"step": 2, "complete": false, "signal": null}')
+    assert status_of(point, dict).status == "failed"
+    (point.folder / "outcome.json").write_text('{"step": 3, "complete": true, "signal": null}')
+    assert status_of(point, lambda folder: {"seconds": 1.0}).measured == {"seconds": 1.0}
+
+
+def test_a_refusal_while_it_runs_is_no_failure(base, tmp_path):
+    point = swept(base, tmp_path, worlds=(1,)).points()[0]
+    point.folder.mkdir()
+    sweep._note_failure(point, "noise\nerror: no such shards: encode them\nmore")
+    assert (status_of(point, dict).status, status_of(point, dict).reason) == ("refused", "no such shards: encode them")
+    sweep._note_failure(point, "Traceback: boom")
+    assert (status_of(point, dict).status, status_of(point, dict).reason) == ("failed", "Traceback: boom")
+
+
+def test_slurm_gets_a_launch_line_a_point_and_only_once(recipe, tmp_path, monkeypatch, capsys):
+    lines, launch = [], ModuleType("contentv.launchers.launch")
+    launch.main = lambda line: lines.append(line) or 0
+    monkeypatch.setitem(sys.modules, launch.__name__, launch)
+    monkeypatch.setattr(sweep, "find_spec", lambda name: name)
+    line = [str(recipe), "--world", "1,4", "--scaling", "strong", "--out", str(tmp_path / "out"), "--slurm"]
+    for _ in range(2):
+        assert sweep.main([*line, "--devices-per-node", "2", "--json", "--trainer.micro-batch", "1"]) == 0
+    assert [each[1:] for each in lines] == [
+        ["--nodes", "1", "--devices-per-node", "1"],
+        ["--nodes", "2", "--devices-per-node", "2"],
+    ]
+    assert all(Path(each[0]).name == "point.yaml" and Path(each[0]).is_file() for each in lines)
+    records = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [record["status"] for record in records] == ["running", "running"]
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--grid", "parallel.tenser=1,2"], "did you mean parallel.tensor"),
+    (["--grid", "parallel.tensor=1", "--grid", "parallel.tensor=2"], "is there twice"),
+    (["--grid", "parallel.tensor="], "values are missing"),
+    (["--grid", "parallel.tensor=one"], "must be a whole number"),
+    (["--grid", "run.folder=a,b"], "there is no key 'run.folder'"),
+    (["--world", "0"], "--world is 0"),
+    (["--world", "one"], "--world is one"),
+    (["--steps", "0"], "--steps is 0"),
+    (["--grid", "parallel.tensor=7"], "no point of this grid is possible"),
+])  # fmt: skip
+def test_mistakes_are_refused_before_anything_starts(options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main(["quickstart", *options]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.out == "" and not list(tmp_path.iterdir())
+
+
+def test_a_grid_keeps_the_order_it_was_given_in(base):
+    grid = parse_grid(["trainer.micro-batch=2,1,2", "parallel.tensor=1"], base)
+    assert grid == {"trainer.micro_batch": ("2", "1"), "parallel.tensor": ("1",)}
