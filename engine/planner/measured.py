@@ -63,7 +63,7 @@ MEASURED = (
     Measured(
         "cpu",
         "products_tflops",
-        0.1220,
+        0.1363,
         "rival_step_cpu_2_threads.json",
         "2026-11-26",
     ),
