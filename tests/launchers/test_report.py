@@ -182,10 +182,11 @@ def test_a_plan_stands_beside_what_was_measured(facts):
     assert "Planned and measured" not in page(facts, None, None)
 
 
-def test_a_plan_is_asked_for_the_world_that_trained(run, tmp_path):
+def test_a_plan_is_asked_for_the_run(copy, tmp_path):
     asked = []
-    write_report(run, tmp_path / "page.html", predict=lambda config, world: asked.append((config.recipe, world)))
+    write_report(copy, tmp_path / "page.html", predict=lambda config, world: asked.append((config.recipe, world)))
     assert asked == [("quickstart", 1)]
+    assert "No step was profiled" in (tmp_path / "page.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -245,13 +246,19 @@ def test_the_command_writes_into_the_run_and_tells_figures(run, capsys):
     assert status == 0 and Path(figures["report"]) == run / "report.html" and (run / "report.html").is_file()
     assert figures["steps"] == 5 and figures["complete"] and figures["profile"] == "steps-2-4"
     assert figures["ranks"][0]["peak_mib"] > 0
-    status, printed = command(capsys, run, "--out", run / "elsewhere.html")
-    assert printed.out == f"{run / 'elsewhere.html'}\n"
+
+
+def test_the_command_writes_where_it_is_told(copy, tmp_path, capsys):
+    status, printed = command(capsys, copy, "--out", tmp_path / "elsewhere.html")
+    assert status == 0 and printed.out == f"{tmp_path / 'elsewhere.html'}\n"
+    assert (tmp_path / "elsewhere.html").is_file() and not (copy / "report.html").exists()
 
 
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
-    return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "profile")))
+    return Path(
+        shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "profile", "*.html"))
+    )
 
 
 def change(folder: Path, step: int, name: str, by) -> None:
