@@ -19,6 +19,9 @@ Line = dict[str, Any]
 WARM_UP = 2
 """Steps of a process that medians leave out: memory is laid out and kernels are first called."""
 
+NEEDED = ("loss", "grad_norm", "lr", "seconds", "tokens_per_second", "tflops", "memory")
+"""What every line of a step holds; mfu and hfu are null where no peak is known."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -105,6 +108,13 @@ def read_run(folder: Path, *, with_profile: bool = True) -> RunFacts:
     training = [line for line in lines if "loss" in line]
     if not training:
         raise ValueError(f"{folder / METRICS_FILE} holds no step yet: wait for the run's first lines")
+    for line in training:
+        wrong = [name for name in NEEDED if not isinstance(line.get(name), (int, float))]
+        if wrong:
+            raise ValueError(
+                f"{folder / METRICS_FILE}: the line of step {line['step']} has no {wrong[0]} that is a number: "
+                "restore the file, or remove that line"
+            )
     outcome, sheet = folder / OUTCOME_FILE, folder / SHEET_FILE
     profile = _newest_profile(folder) if with_profile else None
     return RunFacts(

@@ -92,22 +92,26 @@ class RankProfile:
 
 
 def read_trace(path: Path) -> RankProfile:
-    """Raises ValueError for a file that is no trace of ours."""
+    """Raises ValueError for a file that is no trace of ours, in whatever way."""
     try:
         with gzip.open(path) as file:
-            trace = json.load(file)
-        facts, events = trace["contentv"], [event for event in trace["traceEvents"] if "ts" in event]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+            return _read(json.load(file))
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{path} is no trace that a profiled run left ({error}): remove it, or profile again"
-        ) from None
+            f"{path} is no trace that a profiled run left ({said}): remove it, or profile again"
+        ) from error
+
+
+def _read(trace: dict[str, Any]) -> RankProfile:
+    facts, events = trace["contentv"], [event for event in trace["traceEvents"] if "ts" in event]
     steps = sorted(
         (event["ts"], event["ts"] + event["dur"], int(event["name"].split()[1]), event["tid"])
         for event in events
         if event.get("cat") == "user_annotation" and event["name"].startswith("step ")
     )
     if not steps:
-        raise ValueError(f"{path} holds no whole step: profile again, for longer")
+        raise ValueError("it holds no whole step")
     # The first one also sets the profiler's own buffers up, which takes longer than some steps.
     steps = steps[1:] or steps
     host = Host(events, main=steps[0][3])

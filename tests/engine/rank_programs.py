@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 
 from contentv.engine import session, trainer
+from contentv.engine.config import ProfileConfig
 from contentv.engine.data.shards import ShardDataset
 from contentv.engine.metrics import read_metrics
 from contentv.engine.run_files import METRICS_FILE
@@ -126,6 +127,14 @@ def validated(*, shards: str, folder: str, layout: dict) -> list:
     leave_world()
     kept = ("step", "loss", "grad_norm", "validation_loss")
     return [{name: line[name] for name in kept if name in line} for line in read_metrics(Path(folder, METRICS_FILE))]
+
+
+def profiled(*, shards: str, folder: str, layout: dict, steps: str) -> list:
+    """Trains in a layout, some steps profiled; the losses."""
+    config = replace(_config(folder, shards, micro_batch=1, max_steps=4), parallel=ParallelConfig(**layout))
+    trainer.train(replace(config, profile=ProfileConfig(steps=steps)), StopSignals())
+    leave_world()
+    return [line["loss"] for line in read_metrics(Path(folder, METRICS_FILE))]
 
 
 def _config(folder: str, shards: str, **changes):

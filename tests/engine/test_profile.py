@@ -13,6 +13,7 @@ from contentv.engine.config import ProfileConfig
 from contentv.engine.metrics import read_metrics
 from contentv.engine.profile import Profile, Recorder, parts, ranges
 from contentv.engine.profile_tools import under_tool
+from contentv.engine.report.trace import BUBBLE, EXPOSED, read_trace
 from contentv.engine.run_files import profile_folder, trace_file
 from contentv.engine.session import open_session
 from contentv.engine.signals import StopSignals
@@ -71,6 +72,23 @@ def test_a_stop_in_between_keeps_what_was_seen_and_a_resume_may_profile(shards, 
     assert {"step 2", "step 3"} <= seen and "step 4" not in seen
     assert run(tmp_path / "parts", shards, "4:4") == plain
     assert "step 4" in {event["name"] for event in events(tmp_path / "parts", "4:4")[0]}
+
+
+def test_each_rank_of_a_pipeline_has_its_trace_and_waits_are_seen(rank_server, shards, tmp_path):
+    given = {"shards": str(shards), "layout": {"pipeline": 2}}
+    program = "contentv.tests.engine.rank_programs:profiled"
+    losses, _ = rank_server.run(2, program, folder=str(tmp_path / "profiled"), steps="3:4", **given)
+    plain, _ = rank_server.run(2, program, folder=str(tmp_path / "plain"), steps="", **given)
+    assert losses == plain and len(losses) == 4
+    folder = profile_folder(tmp_path / "profiled", "3:4")
+    assert sorted(path.name for path in folder.iterdir()) == [trace_file(folder, rank).name for rank in (0, 1)]
+    first, last = (read_trace(trace_file(folder, rank)) for rank in (0, 1))
+    assert (first.roles["pipeline"], last.roles["pipeline"]) == (0, 1)
+    assert first.blocks.keys() == {0} and last.blocks.keys() == {1}
+    assert "embed" in first.forward and "loss" not in first.forward
+    assert "loss" in last.forward and "embed" not in last.forward
+    # The first stage waits for the last one's gradients, and neither is told by a range.
+    assert first.forward[BUBBLE] > 0 and first.forward[EXPOSED] > 0
 
 
 def test_a_profile_that_lies_behind_the_run_says_so(shards, tmp_path, capsys):

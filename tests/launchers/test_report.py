@@ -78,12 +78,24 @@ def test_operations_and_memory_are_those_of_the_steps(rank):
     assert any(each.share is not None and each.gflops > 0 for each in judged)
 
 
+def event(name, start, end, *, tid=1, cat="cpu_op", **arguments):
+    return {"ph": "X", "name": name, "ts": start, "dur": end - start, "tid": tid, "cat": cat, "args": arguments}
+
+
+def written(folder, events):
+    """A trace made by hand, read."""
+    facts = {"rank": 0, "world": 2, "device": "cpu", "roles": {}, "precision": "fp32"}
+    path = trace_file(folder, 0)
+    with gzip.open(path, "wt") as file:
+        json.dump({"contentv": facts, "traceEvents": events}, file)
+    return read_trace(path)
+
+
+def microseconds(parts) -> dict[str, int]:
+    return {part: round(1e6 * seconds) for part, seconds in parts.items()}
+
+
 def test_sending_is_hidden_exposed_or_a_bubble(tmp_path):
-    """A trace written by hand: what each kind of moment is counted as."""
-
-    def event(name, start, end, *, tid=1, cat="cpu_op", **arguments):
-        return {"ph": "X", "name": name, "ts": start, "dur": end - start, "tid": tid, "cat": cat, "args": arguments}
-
     events = [
         event("step 7", 0, 1000, cat="user_annotation"),
         event("data", 0, 100, cat="user_annotation"),
@@ -95,24 +107,50 @@ def test_sending_is_hidden_exposed_or_a_bubble(tmp_path):
         event("autograd::engine::evaluate_function: Mm", 700, 900, **{"Sequence number": 5, "Fwd thread id": 1}),
         event("aten::mm", 720, 880),
     ]  # fmt: skip
-    facts = {"rank": 0, "world": 2, "device": "cpu", "roles": {}, "precision": "fp32"}
-    path = trace_file(tmp_path, 0)
-    with gzip.open(path, "wt") as file:
-        json.dump({"contentv": facts, "traceEvents": events}, file)
-    found = read_trace(path)
-    micro = {part: round(1e6 * seconds) for part, seconds in found.forward.items()}
-    assert micro == {"data": 100, "mlp": 250, "block": 100, EXPOSED: 50, BUBBLE: 100, OTHER: 200}
-    assert {part: round(1e6 * seconds) for part, seconds in found.backward.items()} == {"mlp": 200}
+    found = written(tmp_path, events)
+    assert microseconds(found.forward) == {"data": 100, "mlp": 250, "block": 100, EXPOSED: 50, BUBBLE: 100, OTHER: 200}
+    assert microseconds(found.backward) == {"mlp": 200} and microseconds(found.blocks) == {3: 550}
     assert round(1e6 * found.hidden) == 50
-    assert {key: round(1e6 * seconds) for key, seconds in found.blocks.items()} == {3: 550}
     assert [(operation.calls, round(1e6 * operation.seconds)) for operation in found.operations] == [(1, 200), (1, 160)]
 
 
+def test_on_a_gpu_the_devices_time_is_divided_not_the_hosts(tmp_path):
+    launch = {"cat": "cuda_runtime"}
+    events = [
+        event("step 4", 0, 1000, cat="user_annotation"),
+        event("block 0 attention", 10, 60, cat="user_annotation"),
+        event("aten::mm", 20, 40, **{"Sequence number": 1}),
+        event("cudaLaunchKernel", 25, 30, **launch, correlation=7),
+        # Backward runs in a thread of autograd's, and knows its part by the number alone.
+        event("autograd::engine::evaluate_function: Mm", 70, 90, tid=9, **{"Sequence number": 1, "Fwd thread id": 1}),
+        event("aten::mm", 72, 88, tid=9),
+        event("cudaLaunchKernel", 75, 80, tid=9, **launch, correlation=8),
+        event("gemm", 200, 400, tid=100, cat="kernel", correlation=7),
+        event("gemm", 500, 800, tid=100, cat="kernel", correlation=8),
+        event("ncclDevKernel_AllReduce", 350, 480, tid=101, cat="kernel"),
+    ]
+    found = written(tmp_path, events)
+    assert microseconds(found.forward) == {"attention": 200, EXPOSED: 80, BUBBLE: 0, OTHER: 420}
+    assert microseconds(found.backward) == {"attention": 300} and round(1e6 * found.hidden) == 50
+    assert [(each.name, each.calls, round(1e6 * each.seconds)) for each in found.operations] == [("aten::mm", 2, 500)]
+
+
 def test_a_damaged_trace_is_named(run, tmp_path):
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    path = trace_file(profile_folder(copy, "2:4"), 0)
-    path.write_bytes(path.read_bytes()[:5000])
-    assert report.main([str(copy)]) == 2
+    path = trace_file(tmp_path, 0)
+    whole = trace_file(profile_folder(run, "2:4"), 0).read_bytes()
+    wrong_kinds = {"contentv": {}, "traceEvents": [{"ts": "now", "name": 7, "cat": []}]}
+    wrong = {"traceEvents": []}, wrong_kinds, {"contentv": {}, "traceEvents": []}, 7
+    damaged = [whole[:5000], b"", b"plain", whole[:100] + b"x" * 900 + whole[1000:]]
+    for content in [*damaged, *(gzip.compress(json.dumps(each).encode()) for each in wrong)]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no trace that a profiled run left .*: remove it, or profile again"):
+            read_trace(path)
+
+
+def test_a_line_without_its_values_is_named(copy, capsys):
+    change(copy, 3, "memory", lambda value: None)
+    status, printed = command(capsys, copy)
+    assert status == 2 and "the line of step 3 has no memory that is a number" in printed.err
 
 
 def test_intervals_are_joined():
@@ -144,10 +182,11 @@ def test_a_plan_stands_beside_what_was_measured(facts):
     assert "Planned and measured" not in page(facts, None, None)
 
 
-def test_a_plan_is_asked_for_the_world_that_trained(run, tmp_path):
+def test_a_plan_is_asked_for_the_run(copy, tmp_path):
     asked = []
-    write_report(run, tmp_path / "page.html", predict=lambda config, world: asked.append((config.recipe, world)))
+    write_report(copy, tmp_path / "page.html", predict=lambda config, world: asked.append((config.recipe, world)))
     assert asked == [("quickstart", 1)]
+    assert "No step was profiled" in (tmp_path / "page.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -207,13 +246,19 @@ def test_the_command_writes_into_the_run_and_tells_figures(run, capsys):
     assert status == 0 and Path(figures["report"]) == run / "report.html" and (run / "report.html").is_file()
     assert figures["steps"] == 5 and figures["complete"] and figures["profile"] == "steps-2-4"
     assert figures["ranks"][0]["peak_mib"] > 0
-    status, printed = command(capsys, run, "--out", run / "elsewhere.html")
-    assert printed.out == f"{run / 'elsewhere.html'}\n"
+
+
+def test_the_command_writes_where_it_is_told(copy, tmp_path, capsys):
+    status, printed = command(capsys, copy, "--out", tmp_path / "elsewhere.html")
+    assert status == 0 and printed.out == f"{tmp_path / 'elsewhere.html'}\n"
+    assert (tmp_path / "elsewhere.html").is_file() and not (copy / "report.html").exists()
 
 
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
-    return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "profile")))
+    return Path(
+        shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "profile", "*.html"))
+    )
 
 
 def change(folder: Path, step: int, name: str, by) -> None:
