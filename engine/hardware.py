@@ -138,6 +138,11 @@ def hardware_of(key: str) -> Hardware:
     raise ValueError(f"there is no hardware {key!r}; choose one of {', '.join(keys)}{nearest(key, keys)}")
 
 
+def hardware_named(device_name: str) -> Hardware | None:
+    """The table's entry of the device that its driver calls so; None where there is none."""
+    return next((each for each in HARDWARE if re.fullmatch(each.pattern, device_name)), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Peak:
     """What MFU and HFU are shares of."""
@@ -172,7 +177,6 @@ def peak_of(device_name: str, precision: Precision, configured_tflops: float = 0
     """The peak of a device: `configured_tflops` where it is not 0, else what the table says."""
     if configured_tflops:
         return Peak(tflops=configured_tflops, reason="trainer.peak_tflops")
-    for hardware in HARDWARE:
-        if re.fullmatch(hardware.pattern, device_name):
-            return Peak(tflops=hardware.peak_tflops.get(precision), reason=f"{hardware.name}: {hardware.source}")
+    if hardware := hardware_named(device_name):
+        return Peak(tflops=hardware.peak_tflops.get(precision), reason=f"{hardware.name}: {hardware.source}")
     return Peak(tflops=None, reason=f"{device_name} is not in the table")

@@ -24,21 +24,6 @@ NEEDED = ("loss", "grad_norm", "lr", "seconds", "tokens_per_second", "tflops", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a plan said of this run, of one device; None where it says nothing."""
-
-    step_seconds: float | None = None
-    mfu: float | None = None
-    memory_gib: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Part -> seconds of a step, by the names of engine/profile.py."""
-
-
-Predict = Callable[[RunConfig, int], Prediction | None]
-"""(configuration, number of ranks) -> what a plan says of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Restart:
     """One job of a run, as its launcher wrote it down; None where the line lacks it."""
 
