@@ -15,6 +15,7 @@ with weights_only True). So nothing is loaded but `VerifiedTensors`: every file 
 """
 
 import errno
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -37,6 +38,9 @@ from .optimizer import Optimizer
 from .reading import file_sha256
 from .training import DataParallel
 from .writing import PlannedWrite, Planner
+
+ROOM = 2**20
+"""Bytes that must be free before a checkpoint is begun."""
 
 Digests = dict[str, str]
 """Name of a file in a checkpoint's `tensors` folder -> its sha256 (hex)."""
@@ -78,6 +82,7 @@ def start(folder: Path, model: DataParallel, optimizer: Optimizer, describe: Des
         if mesh.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / TENSORS).mkdir(parents=True)
+            _check_room(partial)
     model.gather()
     planner = Planner()
     dist_checkpointing.save(
@@ -150,6 +155,13 @@ def alike(mesh: Mesh, folder: Path) -> Iterator[None]:
         told = getattr(first, "errno", None) or errno.EIO, f"rank {mesh.rank}: {type(first).__name__}: {first}"
     for number, words in filter(None, mesh.gathered(told)):
         raise OSError(number, f"the checkpoint was not saved ({words})", str(folder)) from failure
+
+
+def _check_room(folder: Path) -> None:
+    """Refuses a disk with nothing left: of megatron's first file, rank 0's alone, torch would say "iostream error"."""
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize < ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _first(error: BaseException) -> BaseException:

@@ -3,6 +3,7 @@
 The cluster is one machine: what a real one adds (file systems that lag, networks that part) is not seen here.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -99,14 +100,16 @@ def test_a_stuck_rank_is_named_and_the_run_can_be_stopped_while_it_starts_again(
 
 @pytest.fixture
 def small_disk(drill):
-    """Checkpoints on a disk of some MiB; yields a function that fills it, but for some KiB, and one that makes room."""
+    """Checkpoints on a disk of some MiB; yields a function that fills it, and one that makes room."""
     folder, ballast = drill.folder / "checkpoints", drill.folder / "checkpoints" / "ballast"
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
 
     def fill() -> None:
-        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-        ballast.write_bytes(b"\1" * (free - 2**17))
+        # To the last byte, whatever a checkpoint on its way takes meanwhile.
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(b"\1" * 2**16):
+                pass
 
     yield fill, ballast.unlink
     drill.end()
