@@ -14,7 +14,8 @@ from pathlib import Path
 from ...model.cost import count_parameters
 from ..config_yaml import to_yaml
 from .chart import Line, line_chart, short
-from .facts import Prediction, RunFacts
+from ..planner import Prediction
+from .facts import RunFacts
 from .profile_sections import memory, operations, step_time
 from .roof import DeviceRoof
 from .style import SCRIPT, STYLE
@@ -156,6 +157,10 @@ def _steps_table(facts: RunFacts) -> str:
     return f"<details><summary>Values of {len(rows)} steps</summary>{values}</details>"
 
 
+PLANNED = {"optimizer": "optimizer", "reading": "data"}
+"""The planner's parts of a step's time that the trace has as one part too, and its name there."""
+
+
 def plan(facts: RunFacts, prediction: Prediction | None) -> str:
     """What was planned beside what was measured."""
     if prediction is None:
@@ -164,12 +169,11 @@ def plan(facts: RunFacts, prediction: Prediction | None) -> str:
     measured = {
         "seconds a step": (prediction.step_seconds, facts.median("seconds")),
         "MFU": (prediction.mfu, facts.median("mfu")),
-        "memory of a device, GiB": (prediction.memory_gib, last["memory"] / 2**10),
+        "memory of a device, GiB": (prediction.total_gib, last["memory"] / 2**10),
     }
-    if facts.ranks:
-        for part, seconds in prediction.seconds.items():
-            mean = statistics.fmean(rank.forward.get(part, 0) + rank.backward.get(part, 0) for rank in facts.ranks)
-            measured[f"{part}, seconds a step"] = (seconds, mean)
+    for part, name in PLANNED.items():
+        mean = statistics.fmean(rank.forward.get(name, 0) + rank.backward.get(name, 0) for rank in facts.ranks)
+        measured[f"{name}, seconds a step"] = (prediction.time_seconds[part], mean)
     rows = [
         [Cell(name), Cell(short(planned), True), Cell(short(found), True), _difference(planned, found)]
         for name, (planned, found) in measured.items()

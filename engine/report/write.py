@@ -4,20 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from ...parallel.durable import write_text
-from .facts import Predict, RunFacts, read_run
+from .facts import RunFacts, read_run
 from .page import page
+from .plan import planned
 from .roof import DeviceRoof, roof_of
 
-NO_RANKS = 1
-"""What a plan is asked for where no profile tells how many ranks there were."""
 
-
-def write_report(
-    folder: Path, out: Path, *, roof: DeviceRoof | None = None, predict: Predict | None = None
-) -> dict[str, Any]:
+def write_report(folder: Path, out: Path, *, roof: DeviceRoof | None = None) -> dict[str, Any]:
     """Writes the page; returns its figures, for programs.
 
-    `roof`: where engine/hardware.py knows none. `predict`: of engine/planner, say.
+    `roof`: where engine/hardware.py knows none.
 
     Raises ValueError for a folder without a run, or with damaged files.
     """
@@ -25,8 +21,7 @@ def write_report(
     trainer = facts.config.trainer
     if facts.ranks and roof is None:
         roof = roof_of(facts.ranks[0].device, trainer.precision, trainer.peak_tflops)
-    prediction = predict(facts.config, facts.world or NO_RANKS) if predict else None
-    write_text(out, page(facts, roof, prediction))
+    write_text(out, page(facts, roof, planned(facts)))
     return figures(facts, out)
 
 
