@@ -1,4 +1,4 @@
-"""docs/planning.md has the planner's figures: whoever changes a rate or a formula sees what it does to the worked case."""
+"""docs/planning.md has the planner's figures: who changes a rate or a formula sees what it does to the worked case."""
 
 from dataclasses import replace
 from pathlib import Path

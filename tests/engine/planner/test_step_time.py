@@ -17,7 +17,7 @@ SECONDS = "contentv.tests.engine.planner.programs:step_seconds"
 CLOSE, APART = 0.25, 1.15
 ROUNDS = 3
 QUIET = 1.2
-"""Slowest over quickest step of one case, above which the machine's noise is as large as what is asked of the planner."""
+"""Slowest over quickest step of one case; above it the machine's noise is as large as what is asked."""
 STEPS = [2 ** (step / 4) for step in range(-16, 17)]
 """Factors that a rate may be fitted by."""
 

@@ -1,4 +1,4 @@
-"""The configurations whose steps are timed in a world of two: fixed before any rate was fitted; every second held out."""
+"""The configurations whose steps are timed in a world of two, fixed before any rate was fitted; half are held out."""
 
 BASE = {"layers": 4, "heads": 6, "head_width": 32}
 
