@@ -39,7 +39,7 @@ def test_the_table_ends_with_what_it_rests_on(capsys):
 
 def test_latents_may_be_given_bucket_by_bucket(capsys):
     options = ("--latents", "32,54,96", "--latents", "1,54,96", "--text-tokens", "333", "--top", "2", "--json")
-    assert main((*PLAN, *options)) == 0
+    assert main((*PLAN[:3], "16", *PLAN[4:], *options)) == 0
     content = json.loads(capsys.readouterr().out)
     assert [each["latents"] for each in content["layouts"]] == [[32, 54, 96]] * 2 + [[1, 54, 96]] * 2
 
