@@ -15,15 +15,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..engine.hardware import HARDWARE, Hardware, hardware_of
 from ..engine.sweep import STRONG, WEAK, Point, Row, Sweep, note, parse_grid, prepare, status_of
-
-if TYPE_CHECKING:
-    from ..engine.report.facts import Predict
+from . import launch
 
 LOG_FILE = "log.txt"
 TOLD = 400
@@ -37,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     return call(run, argv)
 
 
-def run(argv: Sequence[str], predict: "Predict | None" = None) -> int:
-    """`predict`: what a plan says of a configuration in a world, told beside what was measured."""
+def run(argv: Sequence[str]) -> int:
     options, rest = parse(argv)
+    hardware = hardware_of(options.hardware)
     sweep = asked(options, rest)
     points = sweep.points()
     if all(point.config is None for point in points):
@@ -56,7 +52,7 @@ def run(argv: Sequence[str], predict: "Predict | None" = None) -> int:
             start(point, options)
             row = status_of(point, measure)
         tell(f"{number}/{len(points)} {describe(row)}")
-        rows = [planned(status_of(each, measure), predict) for each in points]
+        rows = [planned(status_of(each, measure), hardware) for each in points]
         records = write_tables(rows, sweep.folder)
     curves = draw_curves(rows, sweep.folder)
     if options.json:
@@ -78,8 +74,6 @@ def asked(options: argparse.Namespace, rest: Sequence[str]) -> Sweep:
         worlds = ()
     if not worlds or min(worlds) < 1:
         raise ValueError(f"--world is {options.world}; it must be numbers of processes, such as 1,2")
-    if options.slurm and find_spec(f"{__package__}.launch") is None:
-        raise ValueError("--slurm needs `contentv launch`, which this installation lacks: leave it out")
     base = parse_run([options.recipe, *rest], "contentv sweep")
     out = options.out or Path("runs") / f"sweep-{base.recipe}"
     return Sweep(
@@ -92,9 +86,11 @@ def asked(options: argparse.Namespace, rest: Sequence[str]) -> Sweep:
     )
 
 
-def planned(row: Row, predict: "Predict | None") -> Row:
-    """The row with what the plan says of its point."""
-    said = predict(row.point.config, row.point.world) if predict and row.point.config else None
+def planned(row: Row, hardware: Hardware) -> Row:
+    """The row with what the planner says of its point."""
+    from ..engine.report.plan import planned_of
+
+    said = planned_of(row.point.config, row.point.world, hardware) if row.point.config else None
     return replace(row, predicted_seconds=said.step_seconds if said else None)
 
 
@@ -136,7 +132,7 @@ def _note_failure(point: Point, log: str) -> None:
 def _submit(point: Point, options: argparse.Namespace) -> None:
     """Hands a point to Slurm; the same command later gathers what it measured."""
     path = prepare(point)
-    status = import_module(f"{__package__}.launch").main(launch_line(point, path, options.devices_per_node))
+    status = launch.main(launch_line(point, path, options.devices_per_node))
     note(point, "failed" if status else "running", f"contentv launch ended with {status}" if status else "in the queue")
 
 
@@ -163,6 +159,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--scaling", choices=(STRONG, WEAK, "both"), default="both", help="default both")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/sweep-RECIPE")
     parser.add_argument("--limit", type=float, default=3600.0, metavar="SECONDS", help="of a point; default 3600")
+    keys = ", ".join(hardware.key for hardware in HARDWARE)
+    parser.add_argument("--hardware", default="cpu", metavar="NAME", help=f"what the planner foretells: {keys}")
     parser.add_argument("--slurm", action="store_true", help="hand each point to contentv launch")
     parser.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="with --slurm; default 8")
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")

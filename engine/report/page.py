@@ -1,7 +1,7 @@
 """One run as one HTML file: nothing is fetched, so it is readable offline, by mail, and in ten years.
 
 facts = read_run(folder)
-page(facts, roof, predict)      head, figures, curves, a step's time, operations, memory, plan, restarts, sheet
+page(facts, roof, plan)         head, figures, curves, a step's time, operations, memory, plan, restarts, sheet
 """
 
 import base64
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ...model.cost import count_parameters
 from ..config_yaml import to_yaml
-from .chart import Line, line_chart, short
 from ..planner import Prediction
+from .chart import Line, line_chart, short
 from .facts import RunFacts
 from .profile_sections import memory, operations, step_time
 from .roof import DeviceRoof
@@ -80,7 +80,7 @@ def head(facts: RunFacts) -> str:
         ("tokens a second", short(facts.median("tokens_per_second"))),
         *([("MFU", _percent(facts.median("mfu")))] if facts.median("mfu") is not None else []),
         ("peak memory, MiB", short(last["memory"])),
-        *([("goodput", _percent(facts.goodput))] if facts.goodput is not None else []),
+        *([("goodput", _percent(facts.goodput["goodput"]))] if facts.goodput else []),
     ]
     shown = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in tiles
@@ -188,33 +188,31 @@ def _difference(planned: float, found: float | None) -> Cell:
 
 
 def restarts(facts: RunFacts) -> str:
-    """Every job of the run, and how much of their time counted."""
-    if not facts.restarts:
+    """Every start of the run, and how much of the time since the first one counted."""
+    if not facts.attempts:
         return ""
     rows = [
         [
-            Cell(each.job or str(number)),
-            Cell(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.start)) if each.start is not None else "–"),
-            Cell(_lasted(each.start, each.end), True),
-            Cell(f"{each.first_step if each.first_step is not None else '–'} to "
-                 f"{each.last_step if each.last_step is not None else '–'}", True),
-            Cell(each.status or "–"),
-            Cell(each.nodes or "–"),
+            Cell(each.job or "by hand"),
+            Cell(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.started))),
+            Cell(_lasted(each.started, each.ended), True),
+            Cell(f"{each.first_step} to {'–' if each.last_step is None else each.last_step}", True),
+            Cell(each.reason or "ended from outside, or runs"),
+            Cell(", ".join(each.nodes)),
         ]
-        for number, each in enumerate(facts.restarts, start=1)
-    ]  # fmt: skip
+        for each in facts.attempts
+    ]
     heads = [("job", False), ("started", False), ("lasted", True), ("steps", True), ("ended", False), ("nodes", False)]
-    told = f"{len(rows)} jobs."
-    if facts.goodput is not None:
-        told += (
-            f" Goodput {_percent(facts.goodput)}: {short(facts.trained_seconds)} s went into steps that count, of the "
-            "time between the first job's start and the last one's end."
-        )
+    share, kept, wall = (facts.goodput[name] for name in ("goodput", "kept_seconds", "wall_seconds"))
+    told = (
+        f"{len(rows)} starts. Goodput {_percent(share)}: {short(kept)} s went into steps that count, of {short(wall)} "
+        "s since the first start."
+    )
     return f'<h2>Restarts and goodput</h2><p class="soft">{told}</p><div class="card">{table(heads, rows)}</div>'
 
 
-def _lasted(start: float | None, end: float | None) -> str:
-    if start is None or end is None:
+def _lasted(start: float, end: float | None) -> str:
+    if end is None:
         return "–"
     minutes, seconds = divmod(round(end - start), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"

@@ -5,13 +5,12 @@ What comes out is not in a trace, so shares of the roof are understated rather t
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from ..config import Precision
-from ..hardware import HARDWARE, peak_of
+from ..hardware import hardware_named, peak_of
 from .trace import Operation
 
 BYTES = {
@@ -54,11 +53,11 @@ class Judged:
 
 def roof_of(device: str, precision: Precision, configured_tflops: float) -> DeviceRoof | None:
     """By the table of engine/hardware.py; None for a device whose memory it does not know."""
-    for hardware in HARDWARE:
-        if hardware.memory_gbs and re.fullmatch(hardware.pattern, device):
-            peak = peak_of(device, precision, configured_tflops)
-            return DeviceRoof(copy_gbs=hardware.memory_gbs, product_tflops=peak.tflops, source=hardware.name)
-    return None
+    hardware = hardware_named(device)
+    if hardware is None or not hardware.memory_gbs:
+        return None
+    peak = peak_of(device, precision, configured_tflops)
+    return DeviceRoof(copy_gbs=hardware.memory_gbs, product_tflops=peak.tflops, source=hardware.name)
 
 
 def judge(operations: Sequence[Operation], roof: DeviceRoof | None) -> list[Judged]:

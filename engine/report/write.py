@@ -32,7 +32,7 @@ def figures(facts: RunFacts, out: Path) -> dict[str, Any]:
         "steps": facts.training[-1]["step"],
         "complete": bool(facts.outcome and facts.outcome.get("complete")),
         "median": {name: facts.median(name) for name in ("seconds", "tokens_per_second", "tflops", "mfu", "hfu")},
-        "goodput": facts.goodput,
+        "goodput": facts.goodput and facts.goodput["goodput"],
         "profile": facts.profile or None,
         "ranks": [
             {

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from contentv.engine.config import ProfileConfig
-from contentv.engine.report.facts import Prediction, read_restarts, read_run
+from contentv.engine.report.facts import read_run
 from contentv.engine.report.page import page
+from contentv.engine.report.plan import planned
 from contentv.engine.report.roof import DeviceRoof, judge, multiplications
 from contentv.engine.report.trace import BUBBLE, EXPOSED, OTHER, Intervals, read_trace
-from contentv.engine.report.write import write_report
 from contentv.engine.run_files import profile_folder, trace_file
 from contentv.engine.signals import StopSignals
 from contentv.engine.trainer import train
@@ -37,11 +37,14 @@ def run(tmp_path_factory) -> Path:
     )
     train(replace(config, profile=ProfileConfig(steps="2:4")), StopSignals())
     jobs = [
-        {"start": 1000.0, "end": 1010.0, "first_step": 1, "last_step": 3, "status": "preempted", "job": "17",
-         "nodes": ["a", "b"]},
-        {"start": "1970-01-01T00:17:00+00:00", "end": 1030, "first_step": 4, "last_step": 5, "status": "complete <b>"},
+        {"event": "start", "attempt": 1, "job": "17", "nodes": ["a", "b"], "step": 0, "time": 1000.0},
+        {"event": "end", "attempt": 1, "status": 1, "step": 3, "reason": "rank 1 <b>died", "next": "again",
+         "bad_nodes": [], "time": 1010.0},
+        {"event": "start", "attempt": 2, "job": "17", "nodes": ["a", "c"], "step": 3, "time": 1020.0},
+        {"event": "end", "attempt": 2, "status": 0, "step": 5, "reason": "complete at step 5", "next": "complete",
+         "bad_nodes": [], "time": 1030.0},
     ]  # fmt: skip
-    (folder / "run" / "restarts.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs) + '{"start": 10')
+    (folder / "run" / "restarts.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs) + '{"event": "st')
     Image.new("RGB", (64, 32), "teal").save(folder / "run" / "contact_sheet.png")
     return folder / "run"
 
@@ -167,26 +170,25 @@ def test_multiplications_of_known_shapes():
     assert multiplications("contentv::joint_attention_cpu_native_backward", backward) == 8 * 2 * 4 * 6 * 9 * 8
 
 
-def test_restarts_are_read_with_tolerance(run, tmp_path):
-    first, second = read_restarts(run / "restarts.jsonl")
-    assert (first.start, first.last_step, first.nodes) == (1000.0, 3, "a, b")
-    assert (second.start, second.end, second.job) == (1020.0, 1030.0, "")
-    assert read_restarts(tmp_path / "none.jsonl") == []
-    facts = read_run(run, with_profile=False)
-    assert facts.goodput == pytest.approx(sum(line["seconds"] for line in facts.training) / 30)
+def test_restarts_and_goodput_are_those_of_the_bookkeeping(run, facts):
+    kept = sum(line["seconds"] for line in facts.training)
+    assert facts.goodput["goodput"] == pytest.approx(kept / 30, abs=1e-4)
+    text = page(facts, None, None)
+    assert "0 to 3" in text and "a, c" in text
 
 
 def test_a_plan_stands_beside_what_was_measured(facts):
-    text = page(facts, None, Prediction(step_seconds=2.0, memory_gib=1.5, seconds={"attention": 0.25}))
-    assert "Planned and measured" in text and "attention, seconds a step" in text and ">0.25<" in text
+    prediction = planned(facts)
+    assert (prediction.world, prediction.hardware.key, prediction.shape.video_tokens) == (1, "cpu", 12)
+    text = page(facts, None, prediction)
+    assert "Planned and measured" in text and "optimizer, seconds a step" in text
     assert "Planned and measured" not in page(facts, None, None)
 
 
-def test_a_plan_is_asked_for_the_run(copy, tmp_path):
-    asked = []
-    write_report(copy, tmp_path / "page.html", predict=lambda config, world: asked.append((config.recipe, world)))
-    assert asked == [("quickstart", 1)]
-    assert "No step was profiled" in (tmp_path / "page.html").read_text()
+def test_without_a_profile_or_its_shards_a_run_has_no_plan(copy, facts, tmp_path):
+    assert planned(read_run(copy)) is None
+    elsewhere = replace(facts.config, data=replace(facts.config.data, folder=str(tmp_path / "gone")))
+    assert planned(replace(facts, config=elsewhere)) is None
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +209,7 @@ def test_a_browser_renders_it_without_an_error_or_a_request(facts, tmp_path, chr
     out.write_text(text, encoding="utf-8")
     for words in ("Where a step&#x27;s time goes", "Slowest operations of rank 0", "Memory over the step"):
         assert words in text.replace("step's", "step&#x27;s")
-    assert "complete &lt;b&gt;" in text and "complete <b>" not in text
+    assert "rank 1 &lt;b&gt;died" in text and "<b>died" not in text
     assert not re.search(r'(src|href)="(?!data:)', text) and "url(" not in text and "http" not in text.replace(
         "http-equiv", "").replace("http://www.w3.org/2000/svg", "")  # fmt: skip
     picture, measured = tmp_path / "page.png", tmp_path / "measured.html"
@@ -232,7 +234,8 @@ def test_a_browser_renders_it_without_an_error_or_a_request(facts, tmp_path, chr
         timeout=90,
     )
     width, window, drawings, image, fetched = json.loads(re.search(r"<title>(.*?)</title>", dumped.stdout)[1])
-    assert width <= window and drawings >= 7 and image == 64 and fetched == 0
+    # Four of the training, one of parts, one of memory; and the roofline, if a product is among the slowest.
+    assert width <= window and drawings in (6, 7) and image == 64 and fetched == 0
 
 
 def command(capsys, *arguments):
