@@ -6,15 +6,15 @@ an interrupted sweep goes on where it was, whoever ran its points.
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..parallel.durable import write_text
 from .config import RunConfig
-from .config_yaml import flat, from_plain, to_plain, to_yaml
-from .plain import nearest
+from .config_yaml import to_yaml
+from .grid import Grid, changed, combinations
 from .run_files import OUTCOME_FILE
 
 POINT_FILE = "point.json"
@@ -48,8 +48,7 @@ class Sweep:
     """What is swept."""
 
     base: RunConfig
-    grid: dict[str, tuple[str, ...]]
-    """Key, such as parallel.tensor -> its values."""
+    grid: Grid
     worlds: tuple[int, ...]
     scaling: tuple[Scaling, ...]
     steps: int
@@ -59,8 +58,8 @@ class Sweep:
         """All of them, the impossible ones too, small worlds first."""
         found: dict[str, Point] = {}
         for world, scaling in itertools.product(sorted(self.worlds), self.scaling):
-            for values in itertools.product(*self.grid.values()):
-                point = self._point(world, scaling, dict(zip(self.grid, values, strict=True)))
+            for values in combinations(self.grid):
+                point = self._point(world, scaling, values)
                 if point.name in found:  # the smallest world: weak and strong begin together
                     other = found[point.name]
                     point = _joined(other, point)
@@ -112,56 +111,6 @@ class Sweep:
 def _joined(one: Point, other: Point) -> Point:
     assert one.config == other.config, one.name
     return Point(**{**vars(one), "scaling": tuple(dict.fromkeys((*one.scaling, *other.scaling)))})
-
-
-def parse_grid(given: Sequence[str], base: RunConfig) -> dict[str, tuple[str, ...]]:
-    """`parallel.tensor=1,2` and more of them. Raises ValueError for an unknown key or no value."""
-    known, grid = flat("", to_plain(base)), {}
-    for text in given:
-        key, _, values = text.partition("=")
-        key = key.replace("-", "_")
-        if key not in known or key in ("recipe", "run.folder"):
-            raise ValueError(
-                f"--grid {text}: there is no key {key!r}{nearest(key, list(known))}; write KEY=VALUE,VALUE"
-            )
-        if key in grid:
-            raise ValueError(f"--grid {key} is there twice: give all its values in one, {key}=VALUE,VALUE")
-        chosen = tuple(dict.fromkeys(values.split(",")))
-        if not values or "" in chosen:
-            raise ValueError(f"--grid {text}: values are missing; write {key}=VALUE,VALUE")
-        for value in chosen:
-            _typed(key, value, known[key])
-        grid[key] = chosen
-    return grid
-
-
-def changed(config: RunConfig, values: dict[str, str]) -> RunConfig:
-    """The configuration with some values replaced; raises ValueError where one is impossible."""
-    plain = to_plain(config)
-    for key, text in values.items():
-        *sections, name = key.split(".")
-        part = plain
-        for section in sections:
-            part = part[section]
-        part[name] = _typed(key, text, part[name])
-    return from_plain(plain, "this point")
-
-
-def _typed(key: str, text: str, example: Any) -> Any:
-    """The text as a value of the same type as `example`."""
-    if isinstance(example, bool):
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"{key} is {text}; it must be True or False")
-        return text.lower() == "true"
-    if isinstance(example, (int, float)):
-        try:
-            return type(example)(text)
-        except ValueError:
-            kind = "whole number" if isinstance(example, int) else "number"
-            raise ValueError(f"{key} is {text}; it must be a {kind}") from None
-    if not isinstance(example, str):
-        raise ValueError(f"{key} holds several values, and a grid takes keys with one")
-    return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,19 @@
-"""The points of a sweep: every combination of the values of `--grid section.key=value,value`, each with its own folder.
+"""The points of an array of jobs: every combination of the values of `--grid`, each with its own folder.
 
 Imports no torch.
 """
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.config import RunConfig
+from ..engine.grid import changed, combinations, parse_grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run: of a sweep one of its points."""
+    """One run: of an array one of its points."""
 
     config: RunConfig
     run: Path
@@ -22,34 +22,12 @@ class Point:
 
 def points_of(config: RunConfig, grid: Sequence[str]) -> list[Point]:
     """The run itself; or, with --grid, every combination of its values, each in a folder of its own below the run's."""
-    base = Path(config.run.folder).absolute()
+    base = Path(config.run.folder)
     if not grid:
-        return [Point(config=config, run=base)]
-    axes = [_axis(given) for given in grid]
+        return [Point(config=config, run=base.absolute())]
     points = []
-    for values in itertools.product(*(values for _, values in axes)):
-        chosen = [(name, value) for (name, _), value in zip(axes, values, strict=True)]
-        folder = base / ",".join(f"{name}={value}" for name, value in chosen)
-        changes = [word for name, value in chosen for word in (f"--{name.replace('_', '-')}", value)]
-        changed = _changed(config, changes)
-        run = replace(changed.run, folder=str(Path(config.run.folder) / folder.name))
-        points.append(Point(config=replace(changed, run=run), run=folder))
+    for values in combinations(parse_grid(grid, config)):
+        folder = base / ",".join(f"{key}={value}" for key, value in values.items())
+        point = changed(config, {**values, "run.folder": str(folder)})
+        points.append(Point(config=point, run=folder.absolute()))
     return points
-
-
-def _axis(given: str) -> tuple[str, list[str]]:
-    name, equals, values = given.partition("=")
-    found = [value for value in values.split(",") if value]
-    if not equals or "." not in name or not found or len(set(found)) < len(found):
-        raise ValueError(f"--grid is {given!r}; write section.key=value,value with values that differ, for example "
-                         "--grid parallel.tensor=1,2")  # fmt: skip
-    if name == "run.folder":
-        raise ValueError("--grid run.folder: every point has a folder of its own already, below run.folder")
-    return name, found
-
-
-def _changed(config: RunConfig, changes: list[str]) -> RunConfig:
-    import tyro
-
-    return tyro.cli(RunConfig, prog="contentv launch --grid", default=config, args=changes,
-                    config=(tyro.conf.FlagConversionOff,))  # fmt: skip

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..engine.grid import parse_grid
 from ..engine.hardware import HARDWARE, Hardware, hardware_of
-from ..engine.sweep import STRONG, WEAK, Point, Row, Sweep, note, parse_grid, prepare, status_of
+from ..engine.sweep import STRONG, WEAK, Point, Row, Sweep, note, prepare, status_of
 from . import launch
 
 LOG_FILE = "log.txt"

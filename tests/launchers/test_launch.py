@@ -79,7 +79,7 @@ REFUSED = {
     "batch": (["contentv_8b", *SIZE, "--trainer.global-batch", "6"], "does not divide it"),
     "no slurm": (["contentv_8b", *SIZE], "say --dry-run"),
     "array alone": (["contentv_8b", *SIZE, "--array", "2"], "--grid"),
-    "grid without values": (["contentv_8b", *SIZE, "--grid", "parallel.tensor="], "section.key=value"),
+    "grid without values": (["contentv_8b", *SIZE, "--grid", "parallel.tensor="], "values are missing"),
     "grid of a point that does not fit": (["contentv_8b", *SIZE, "--grid", "parallel.tensor=1,3"], "4 processes"),
     "sbatch option of ours": (["contentv_8b", *SIZE, "--sbatch", "nodes=3"], "an option of its own"),
     "sbatch line": (["contentv_8b", *SIZE, "--sbatch", "comment=a\nb"], "in one line"),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from contentv.engine.config_yaml import to_yaml
-from contentv.engine.sweep import STRONG, WEAK, Sweep, changed, note, parse_grid, status_of
+from contentv.engine.grid import changed, parse_grid
+from contentv.engine.sweep import STRONG, WEAK, Sweep, note, status_of
 from contentv.launchers import sweep
 from tests.engine.small_run import small_config
 
