@@ -35,6 +35,8 @@ class Hardware:
     """Least time of an operation, however small. Assumed, as is the next."""
     message_seconds: float = 20e-6
     """From the call of a collective to its first byte."""
+    is_mesh: bool = False
+    """Whether the devices of a node are joined two by two, without a switch: few of them have few of the links."""
     is_host: bool = False
     """Whether it is the machine's own processor, whose memory is everybody's."""
 
@@ -106,7 +108,8 @@ HARDWARE = (
         "the 752 of a 910C of two such dies (CloudMatrix384, arXiv 2506.12708), so that no share is flattered; memory "
         "and link are a die's in the same paper; fp32 is a quarter of the peak, as cube products are; set "
         "trainer.peak_tflops to your own",
-        node_source="Atlas 800T A2: 8 NPUs of 64 GB, 8 ports of 200 Gb/s (RoCE)",
+        node_source="Atlas 800T A2: 8 NPUs of 64 GB in a full mesh of 7 links each, 8 ports of 200 Gb/s (RoCE)",
+        is_mesh=True,
         launch_seconds=10e-6,
         message_seconds=30e-6,
     ),

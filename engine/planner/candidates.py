@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from ...parallel.config import ParallelConfig
 from ..config import RunConfig
 from ..hardware import Hardware
-from .prediction import block_times
+from .memory import StepMemory
+from .prediction import block_times, step_time
 from .rates import Rates
 from .shape import Shape
 from .timing import BlockTimes, Times
@@ -29,7 +30,8 @@ class Candidate:
     config: RunConfig
     """Without recomputation."""
     bound: float
-    """Seconds below which its step cannot come: all work shared out evenly, the least bubble, nothing else to wait."""
+    """Seconds below which its step cannot come: all work shared out evenly, the least bubble, messages inside blocks
+    and behind them as well hidden as can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Candidates:
                     if count:
                         sample = sample or self.seconds_a_sample(config)
                         self.counts["taken"] += 1
-                        yield Candidate(config=config, bound=_bound(sample * trainer.micro_batch, layout, count))
+                        yield Candidate(config=config, bound=self.bound(config, sample, count))
 
     def cells(self) -> Iterator[dict]:
         """What a block's work depends on: tensor, sequence, context and ulysses degrees."""
@@ -118,16 +120,17 @@ class Candidates:
         passes = [*(each * (layers - 1) for each in inner), *last, *(each for end in blocks.ends() for each in end)]
         return sum(passes, Times()).total / MICRO_BATCHES[-1]
 
+    def bound(self, config: RunConfig, sample: float, count: int) -> float:
+        memory = StepMemory(config=config, world=self.world, hardware=self.hardware, shape=self.shape)
+        step = step_time(config, self.world, memory.block, self.blocks(config))
+        return step.least(sample * config.trainer.micro_batch / config.parallel.pipeline, count)
+
     def blocks(self, config: RunConfig) -> BlockTimes:
         """Of a candidate; pipelines share it."""
         key = replace(config.parallel, pipeline=1, virtual_pipeline=1), config.trainer.micro_batch
         if key not in self.known:
             self.known[key] = block_times(config, self.world, self.hardware, self.shape, self.rates)
         return self.known[key]
-
-
-def _bound(whole: float, layout: ParallelConfig, count: int) -> float:
-    return whole / layout.pipeline * (count + (layout.pipeline - 1) / layout.virtual_pipeline)
 
 
 def divisors(number: int) -> list[int]:

@@ -97,12 +97,16 @@ class Search:
             if not heap or (len(found) >= self.top and heap[0][0] >= sorted(found)[self.top - 1][0]):
                 break
             _, _, candidate = heapq.heappop(heap)
-            for config in self.fitting(candidate):
-                times = self.times(config)
-                found.append((times.total, self.memory(config).total, len(found), config, times))
-                if number < self.top and config.parallel.distributed_optimizer:
-                    undivided = replace(candidate, parallel=replace(config.parallel, distributed_optimizer=False))
-                    heapq.heappush(heap, (times.total, -1 - len(found), undivided))
+            fitting = [(self.times(config), config) for config in self.fitting(candidate)]
+            found += [
+                (times.total, self.memory(config).total, len(found) + index, config, times)
+                for index, (times, config) in enumerate(fitting)
+            ]
+            layout = candidate.parallel
+            is_divided = layout.distributed_optimizer and layout.data_size(self.world) * layout.context > 1
+            if fitting and number < self.top and is_divided:
+                undivided = replace(candidate, parallel=replace(layout, distributed_optimizer=False))
+                heapq.heappush(heap, (min(times.total for times, _ in fitting), -1 - len(found), undivided))
         return [self.prediction(config, times) for _, _, _, config, times in sorted(found)[: self.top]]
 
     def fitting(self, config: RunConfig) -> Iterator[RunConfig]:
@@ -154,14 +158,16 @@ class Search:
             if self.divides(changed) and self.fits(changed):
                 key = next(iter(part))
                 return f"--trainer.recompute full --{key}.{name.replace('_', '-')} {value}"
-        return "none of one degree: divide the model further, or take devices with more memory"
+        return "nothing that changes one degree: divide the model in several ways, or take devices with more memory"
 
     @staticmethod
     def nearest(config: RunConfig) -> Iterator[tuple[str, int | bool]]:
         """One degree changed, what costs least first."""
         layout = config.parallel
-        if config.trainer.micro_batch > 1:
-            yield "micro_batch", config.trainer.micro_batch // 2
+        smaller = config.trainer.micro_batch // 2
+        while smaller:
+            yield "micro_batch", smaller
+            smaller //= 2
         if layout.tensor > 1 and not layout.sequence:
             yield "sequence", True
         for factor in (2, 4, 8):

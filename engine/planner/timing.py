@@ -8,6 +8,7 @@ it, the update, and the reading of samples.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from ...model.config import Recompute
 from ...model.stages import Stage
@@ -24,6 +25,9 @@ BUCKET = 40_000_000
 """Parameters of one of megatron's gradient buckets: the last one's reduction has no backward left to hide behind."""
 ROUNDS = 3
 """Of `pipeline` microbatches that are simulated; from then on every further one takes what the slowest rank takes."""
+
+Among = Literal["all", "all to all", "neighbours"]
+"""How a group sends: a collective that goes round; each to each; to the next one alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +97,15 @@ class BlockTimes:
     def waiting(self, layer: int, recompute: Recompute, attention: float) -> Times:
         """For messages of both passes."""
         sent, layout = self.work.sent(layer, recompute), self.layout
-        ring = self.transfer(sent.ring, sent.ring_messages, layout.tensor * layout.context)
+        ring = self.transfer(
+            sent.ring, sent.ring_messages, "neighbours", layout.ring_size, layout.tensor * layout.ulysses_size
+        )
         hidden = attention * (layout.ring_size - 1) / layout.ring_size
         return Times(
-            tensor=self.transfer(sent.tensor, sent.tensor_messages, layout.tensor),
-            ulysses=self.transfer(sent.ulysses, sent.ulysses_messages, layout.tensor * layout.ulysses_size),
+            tensor=self.transfer(sent.tensor, sent.tensor_messages, "all", layout.tensor, 1),
+            ulysses=self.transfer(
+                sent.ulysses, sent.ulysses_messages, "all to all", layout.ulysses_size, layout.tensor
+            ),
             ring=max(0.0, ring - hidden),
         )
 
@@ -117,15 +125,22 @@ class BlockTimes:
             elementwise=work.memory / rates.memory / 1e9 + work.launches * rates.launch_seconds,
         )
 
-    def transfer(self, size: int, messages: int, span: int) -> float:
-        """Seconds of `size` bytes among ranks of which the farthest are `span` apart."""
+    def transfer(self, size: int, messages: int, among: Among, ranks: int, stride: int) -> float:
+        """Seconds in which a rank sends `size` bytes, in a group of `ranks` whose numbers lie `stride` apart."""
         if not size:
             return 0.0
-        return size / self.bandwidth(span) / 1e9 + messages * self.rates.message_seconds
+        return size / self.bandwidth(among, ranks, stride) / 1e9 + messages * self.rates.message_seconds
 
-    def bandwidth(self, span: int) -> float:
-        """10^9 bytes a second; consecutive ranks fill a node."""
-        return self.rates.link if span <= self.hardware.devices_per_node else self.rates.network
+    def bandwidth(self, among: Among, ranks: int, stride: int) -> float:
+        """10^9 bytes a second of a rank; consecutive ranks fill a node."""
+        node, span = self.hardware.devices_per_node, ranks * stride
+        if self.world <= node or (span <= node and node % span == 0):
+            if not self.hardware.is_mesh:
+                return self.rates.link
+            return self.rates.link * (1 if among == "neighbours" else ranks - 1) / (node - 1)
+        # A collective that goes round crosses a node's border once, by the ports of all its ranks in that node.
+        ports = max(1, node // stride) if among == "all" else 1
+        return min(self.rates.link, ports * self.rates.network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +170,7 @@ class StepTime:
         behind = sum(behind.total for _, behind in passes[slowest :: layout.pipeline])
         ahead = sum(ahead.total for ahead, _ in passes[slowest :: layout.pipeline])
         return working + Times(
-            bubble=span - working.total,
+            bubble=max(0.0, span - working.total),
             gradients=self.exchanging(held, ahead, behind),
             optimizer=self.updating(held),
             reading=self.batch_bytes * count / self.blocks.rates.reading / 1e9,
@@ -182,24 +197,44 @@ class StepTime:
             return slowest * count
         simulated = min(count, ROUNDS * layout.pipeline)
         span = layout.tensor * layout.context * layout.data_size(self.world)
-        message = self.blocks.transfer(self.packed_bytes, 1, span * layout.pipeline)
+        message = self.blocks.transfer(self.packed_bytes, 1, "neighbours", layout.pipeline, span)
         ahead, behind = (tuple(each.total for each in way) for way in zip(*passes, strict=True))
         seconds = makespan(layout.pipeline, layout.virtual_pipeline, simulated, ahead, behind, message)
         return seconds + (count - simulated) * slowest
 
     def exchanging(self, held: int, ahead: float, behind: float) -> float:
         """Gradients to their owners behind the last backward, new weights back in front of the next forward."""
-        layout, summing = self.layout, self.summing
-        if summing == 1:
-            return 0.0
-        share, span = held * (summing - 1) / summing, layout.tensor * summing
-        reduced = share * GRADIENT_BYTES * (1 if layout.distributed_optimizer else 2)
-        gathered = share * self.value_bytes if layout.distributed_optimizer else 0
-        reducing, gathering = (self.blocks.transfer(size, 1, span) for size in (reduced, gathered))
-        if not layout.overlap or self.blocks.hardware.is_host:
+        reducing, gathering = self.exchanges(held)
+        if not self.hides:
             return reducing + gathering
         tail = min(1.0, BUCKET / held)
         return max(reducing - behind, tail * reducing) + max(gathering - ahead, tail * gathering)
+
+    def exchanges(self, held: int) -> tuple[float, float]:
+        """Seconds of both, were nothing hidden behind blocks."""
+        layout, summing = self.layout, self.summing
+        share = held * (summing - 1) / summing
+        reduced = share * GRADIENT_BYTES * (1 if layout.distributed_optimizer else 2)
+        gathered = share * self.value_bytes if layout.distributed_optimizer else 0
+        reducing, gathering = (
+            self.blocks.transfer(size, 1, "all", summing, layout.tensor) for size in (reduced, gathered)
+        )
+        return reducing, gathering
+
+    @property
+    def hides(self) -> bool:
+        """Whether they overlap with blocks that compute."""
+        return self.layout.overlap and not self.blocks.hardware.is_host
+
+    def least(self, busy: float, count: int) -> float:
+        """Seconds that no such step can be below, if each microbatch keeps the slowest rank `busy` for as long."""
+        layout = self.layout
+        held = min(
+            sum(self.held.by(run) for run in self.runs[rank :: layout.pipeline]) for rank in range(layout.pipeline)
+        )
+        exchanged = sum(self.exchanges(held)) - (busy if self.hides else 0.0)
+        rest = self.updating(held) + self.batch_bytes * count / self.blocks.rates.reading / 1e9
+        return busy * (count + (layout.pipeline - 1) / layout.virtual_pipeline) + max(0.0, exchanged) + rest
 
     def updating(self, held: int) -> float:
         """Zeroing gradients, their norm, and AdamW over what this rank owns: bytes read and written of each value."""
