@@ -108,7 +108,7 @@ HARDWARE = (
         "the 752 of a 910C of two such dies (CloudMatrix384, arXiv 2506.12708), so that no share is flattered; memory "
         "and link are a die's in the same paper; fp32 is a quarter of the peak, as cube products are; set "
         "trainer.peak_tflops to your own",
-        node_source="Atlas 800T A2: 8 NPUs of 64 GB in a full mesh of 7 links each, 8 ports of 200 Gb/s (RoCE)",
+        node_source="Atlas 800T A2: 8 NPUs of 64 GB, 8 ports of 200 Gb/s (RoCE); a full mesh of links is assumed",
         is_mesh=True,
         launch_seconds=10e-6,
         message_seconds=30e-6,

@@ -148,10 +148,18 @@ def status_of(point: Point, measure: Callable[[Path], dict[str, float | None]]) 
     """What a point's folder tells. `measure`: a finished run's folder -> its MEASURED."""
     if point.config is None:
         return Row(point=point, status="refused", reason=point.reason)
+    if not _is_of(point):
+        return Row(point=point, status="open")
     if (outcome := _read(point.folder / OUTCOME_FILE)) and outcome.get("complete"):
         return Row(point=point, status="done", measured=measure(point.folder))
     noted = _read(point.folder / POINT_FILE) or {}
     return Row(point=point, status=noted.get("status", "open"), reason=noted.get("reason", ""))
+
+
+def _is_of(point: Point) -> bool:
+    """Whether the folder is this very point's: another number of steps, say, leaves the name as it is."""
+    path = point.folder / CONFIG_FILE
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == to_yaml(point.config)
 
 
 def note(point: Point, status: Status, reason: str = "") -> None:

@@ -8,14 +8,18 @@ scaling.png (strong: the same global batch in every world; weak: one that grows 
 """
 
 import argparse
+import contextlib
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from ..engine.grid import parse_grid
 from ..engine.hardware import HARDWARE, Hardware, hardware_of
@@ -36,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(argv: Sequence[str]) -> int:
     options, rest = parse(argv)
-    hardware = hardware_of(options.hardware)
+    hardware = hardware_of(options.hardware) if options.hardware else _hardware_here(options)
     sweep = asked(options, rest)
     points = sweep.points()
     if all(point.config is None for point in points):
@@ -87,11 +91,18 @@ def asked(options: argparse.Namespace, rest: Sequence[str]) -> Sweep:
     )
 
 
-def planned(row: Row, hardware: Hardware) -> Row:
+def _hardware_here(options: argparse.Namespace) -> Hardware | None:
+    """The processor where points are trained here and there is nothing else to train on; else somebody must say."""
+    accelerated = options.slurm or any(map(shutil.which, ("nvidia-smi", "npu-smi")))
+    return None if accelerated else hardware_of("cpu")
+
+
+def planned(row: Row, hardware: Hardware | None) -> Row:
     """The row with what the planner says of its point."""
     from ..engine.report.plan import planned_of
 
-    said = planned_of(row.point.config, row.point.world, hardware) if row.point.config else None
+    config = row.point.config
+    said = planned_of(config, row.point.world, hardware) if config and hardware else None
     return replace(row, predicted_seconds=said.step_seconds if said else None)
 
 
@@ -112,13 +123,25 @@ def _train(point: Point, options: argparse.Namespace) -> None:
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     log = point.folder / LOG_FILE
     with log.open("wb") as file:
-        child = subprocess.run(
-            [*command, "-m", f"{__package__}.train", str(path)], stdout=file, stderr=file, env=environment,
-            timeout=options.limit,
-        )  # fmt: skip
+        status = _run([*command, "-m", f"{__package__}.train", str(path)], environment, file, options.limit)
     shutil.rmtree(point.folder / "checkpoints", ignore_errors=True)  # a sweep is for figures
-    if child.returncode:
+    if status is None:
+        note(point, "failed", f"took longer than --limit, {options.limit:g} s")
+    elif status:
         _note_failure(point, log.read_text(errors="replace"))
+
+
+def _run(command: list[str], environment: dict[str, str], log: IO[bytes], limit: float) -> int | None:
+    """The exit status; None of what took too long. No process of it is left, whatever happens."""
+    child = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        return child.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _note_failure(point: Point, log: str) -> None:
@@ -133,7 +156,7 @@ def _note_failure(point: Point, log: str) -> None:
 def _submit(point: Point, options: argparse.Namespace) -> None:
     """Hands a point to Slurm; the same command later gathers what it measured."""
     path = prepare(point)
-    status = launch.main(launch_line(point, path, options.devices_per_node))
+    status = launch.main(launch_line(point, path, options.devices_per_node) + shlex.split(options.launch))
     note(point, "failed" if status else "running", f"contentv launch ended with {status}" if status else "in the queue")
 
 
@@ -161,7 +184,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default runs/sweep-RECIPE")
     parser.add_argument("--limit", type=float, default=3600.0, metavar="SECONDS", help="of a point; default 3600")
     keys = ", ".join(hardware.key for hardware in HARDWARE)
-    parser.add_argument("--hardware", default="cpu", metavar="NAME", help=f"what the planner foretells: {keys}")
+    parser.add_argument("--hardware", metavar="NAME", help=f"what to plan for, beside what is measured: {keys}")
+    parser.add_argument("--launch", default="", metavar="OPTIONS",
+                        help="with --slurm, for contentv launch: '--partition debug --time 30'")  # fmt: skip
     parser.add_argument("--slurm", action="store_true", help="hand each point to contentv launch")
     parser.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="with --slurm; default 8")
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")

@@ -95,11 +95,11 @@ class ParallelConfig:
         if self.stages > layers:
             raise ValueError(
                 f"parallel.pipeline x virtual_pipeline = {self.pipeline} x {self.virtual_pipeline} are {self.stages} "
-                f"runs of blocks, but the model has {layers} blocks: every run needs one; lower them"
+                f"runs of blocks, but the model has {layers} blocks, and every run needs one: lower one of the two"
             )
         if self.tensor > heads:
             raise ValueError(
-                f"parallel.tensor is {self.tensor}, but the model has {heads} heads: most ranks would hold none"
+                f"parallel.tensor is {self.tensor}, but the model has {heads} heads: lower it, or ranks hold none"
             )
         for name, columns in (("width (AdaLN's rows)", 2 * width), ("MLP width", mlp_width)):
             if columns % self.tensor:

@@ -14,9 +14,12 @@ from tests.launchers.test_command_line import BLOCK
 PLAN = ("plan", "contentv_8b", "--world", "256", "--hardware", "ascend-910b-64g")
 
 
-@pytest.mark.parametrize("world", ["256", "1024", "4096"])
-def test_the_8b_run_is_planned_in_four_seconds_without_torch(world):
-    arguments = [*PLAN[:3], world, *PLAN[4:], "--json"]
+IMAGES_TOO = ["--latents", "1,54,96", "--latents", "32,54,96", "--text-tokens", "333"]
+
+
+@pytest.mark.parametrize("world, samples", [("256", []), ("1024", []), ("4096", []), ("256", IMAGES_TOO)])
+def test_the_8b_run_is_planned_in_four_seconds_without_torch(world, samples):
+    arguments = [*PLAN[:3], world, *PLAN[4:], *samples, "--json"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run(
         [sys.executable, "-c", BLOCK + f"from contentv.launchers.contentv import main\nsys.exit(main({arguments}))"],
@@ -25,7 +28,7 @@ def test_the_8b_run_is_planned_in_four_seconds_without_torch(world):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0, result.stderr
     content = json.loads(result.stdout)
-    assert content["world"] == int(world) and len(content["layouts"]) == 10
+    assert content["world"] == int(world) and len(content["layouts"]) == (20 if samples else 10)
     # Of the processor: by the clock it is the same on a machine with nothing else to do.
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 4, seconds

@@ -2,14 +2,17 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from contentv.engine.config_yaml import to_yaml
 from contentv.engine.grid import changed, parse_grid
-from contentv.engine.sweep import STRONG, WEAK, Sweep, note, status_of
+from contentv.engine.sweep import STRONG, WEAK, Sweep, note, prepare, status_of
 from contentv.launchers import sweep
 from tests.engine.small_run import small_config
 
@@ -81,7 +84,7 @@ def test_a_sweep_trains_measures_and_goes_on(recipe, tmp_path, capsys, monkeypat
     def never(*_, **__):
         raise AssertionError("a finished point was run again")
 
-    monkeypatch.setattr(sweep.subprocess, "run", never)
+    monkeypatch.setattr(sweep, "_run", never)
     assert sweep.main(line) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == [done, refused]
@@ -90,17 +93,43 @@ def test_a_sweep_trains_measures_and_goes_on(recipe, tmp_path, capsys, monkeypat
 def test_what_became_of_a_point_is_read_from_its_folder(base, tmp_path):
     point = swept(base, tmp_path, worlds=(1,)).points()[0]
     assert status_of(point, dict).status == "open"
+    prepare(point)
     note(point, "failed", "it died")
     assert (status_of(point, dict).status, status_of(point, dict).reason) == ("failed", "it died")
     (point.folder / "outcome.json").write_text('{"step": 2, "complete": false, "signal": null}')
     assert status_of(point, dict).status == "failed"
     (point.folder / "outcome.json").write_text('{"step": 3, "complete": true, "signal": null}')
     assert status_of(point, lambda folder: {"seconds": 1.0}).measured == {"seconds": 1.0}
+    longer = replace(point, config=replace(point.config, trainer=replace(point.config.trainer, max_steps=99)))
+    assert status_of(longer, dict).status == "open"  # the same name, another run
+
+
+def is_alive_in(group: int, process: psutil.Process) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+def test_a_point_that_takes_too_long_fails_and_leaves_no_process(base, tmp_path, monkeypatch):
+    started = []
+
+    class Slow(sweep.subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(["bash", "-c", "sleep 600 & sleep 600"], **options)
+            started.append(self)
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", Slow)
+    point = swept(base, tmp_path, worlds=(1,)).points()[0]
+    sweep._train(point, SimpleNamespace(limit=2.0))
+    assert status_of(point, dict).reason == "took longer than --limit, 2 s"
+    (child,) = started
+    assert [each for each in psutil.process_iter() if is_alive_in(child.pid, each)] == []
 
 
 def test_a_refusal_while_it_runs_is_no_failure(base, tmp_path):
     point = swept(base, tmp_path, worlds=(1,)).points()[0]
-    point.folder.mkdir()
+    prepare(point)
     sweep._note_failure(point, "noise\nerror: no such shards: encode them\nmore")
     assert (status_of(point, dict).status, status_of(point, dict).reason) == ("refused", "no such shards: encode them")
     sweep._note_failure(point, "Traceback: boom")
