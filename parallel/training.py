@@ -4,10 +4,10 @@ model = DataParallel(stages of the mmdit, mesh, ...)    megatron's DistributedDa
 loss = model.forward_backward(step, batches, ...)       megatron's schedule over the microbatches, gradients reduced
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import tee
 from typing import Any
 
 import torch
@@ -116,11 +116,11 @@ class DataParallel:
             output, loss = step(model, next(iterator))
             return output, lambda output: _reported(loss(output))
 
-        iterators = tee(batches, len(self.chunks))
+        iterators = _handed_out(batches, len(self.chunks))
         mesh, config = self.mesh, self.mesh.config
         reports = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=_one_or_all(list(iterators)),
+            data_iterator=_one_or_all(iterators),
             model=list(self.chunks),
             num_microbatches=microbatches.count,
             # megatron divides by the context's, and under sequence parallelism the tensor group's size.
@@ -131,6 +131,28 @@ class DataParallel:
         if not reports:
             return torch.zeros((), device=mesh.device)
         return torch.stack([report["loss"] for report in reports]).mean()
+
+
+def _handed_out(batches: Iterable[Any], runs: int) -> list[Iterator[Any]]:
+    """The microbatches for each run of blocks; one is let go of as soon as every run has taken it.
+
+    itertools.tee would hold 57 of them until it is through with all.
+    """
+    source, waiting = iter(batches), [deque() for _ in range(runs)]
+
+    def of_run(mine: deque) -> Iterator[Any]:
+        while True:
+            if not mine:
+                for batch in source:
+                    for each in waiting:
+                        each.append(batch)
+                    del batch
+                    break
+                else:
+                    return
+            yield mine.popleft()
+
+    return [of_run(mine) for mine in waiting]
 
 
 def _reported(loss: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -19,8 +19,6 @@ from .schedule import in_flight
 from .shape import Shape
 
 GIB = 2**30
-TEE = 57
-"""Items that itertools.tee, which hands microbatches to the runs of blocks, keeps alive together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class StepMemory:
     def moments(self, rank: int, runs: list[Stage], held: int) -> list[Moment]:
         """Every moment that can be the fullest, with all that is kept then."""
         kept = [self.kept(run) for run in runs]
-        batches = self.block.batch * min(self.microbatches, TEE)
+        batches = self.block.batch
         found = []
         # The steady state repeats: a few rounds show all of it.
         seen = min(self.microbatches, 4 * self.layout.pipeline)
