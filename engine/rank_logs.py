@@ -14,6 +14,8 @@ TAIL = 16 * 1024
 """Bytes of a log in which its last error is looked for."""
 ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[^:]+): (?P<how>.+)")
 ERROR = re.compile(r"(?:\w+\.)*\w*(?:[Ee]rror|Exception)\b.*")
+MISTAKEN = "Exited with exit code 2"
+"""How those ended that refused what was given."""
 BY_SRUN = ("Terminated",)
 """How those ended whom srun ended because of another."""
 
@@ -29,6 +31,11 @@ def what_failed(folder: Path) -> str:
     ended = _ended(folder / SRUN_FILE)
     told = _errors(folder)
     return "; ".join([*ended, *told])
+
+
+def told_a_mistake(folder: Path) -> bool:
+    """Whether srun saw a rank leave with exit status 2; srun's own may be that of ranks which it ended itself."""
+    return any(match["how"] == MISTAKEN for line in _tail(folder / SRUN_FILE) if (match := ENDED.match(line)))
 
 
 def _ended(path: Path) -> list[str]:

@@ -19,7 +19,8 @@ from .. import __version__
 from ..engine import snapshot
 from ..engine.config_yaml import CONFIG_FILE, to_yaml
 from ..engine.data.manifest import MANIFEST_FILE
-from ..engine.run_files import JOBS_FOLDER, LOGS_FOLDER, STOP_FILE
+from ..engine.restarts import Restarts
+from ..engine.run_files import JOBS_FOLDER, LOGS_FOLDER
 from ..engine.sent_jobs import SCRIPT_FILE, SENT_FILE, sent_jobs
 from ..engine.writable import check_folder
 from ..parallel.durable import write_text
@@ -34,6 +35,9 @@ PASSED_ON = ("account", "partition", "qos", "constraint", "time")
 OURS = ("nodes", "ntasks-per-node", "ntasks", "requeue", "no-requeue", "signal", "open-mode", "output", "error",
         "array", "chdir", "dependency", "job-name", *PASSED_ON)  # fmt: skip
 """Options of sbatch that --sbatch does not take: the script relies on them, or they have an option of their own."""
+
+LONGEST_AHEAD = 65535
+"""Seconds ahead of the time limit that sbatch's --signal takes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -129,7 +133,7 @@ class Jobs:
             name = CONFIG_FILE if len(self.points) == 1 else f"config-{number}.yaml"
             write_text(self.folder / name, to_yaml(point.config))
             (point.run / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
-            (point.run / STOP_FILE).unlink(missing_ok=True)
+            Restarts(point.run).launch()
         (self.base / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
         numbers: list[str] = []
         for link in range(1, self.options.chain + 1):
@@ -219,6 +223,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ValueError(
             "--array says how many points of a sweep run at once; name the points: --grid section.key=value,value"
         )
+    limit = slurm_queue.seconds_of(options.time or "")
+    if limit is not None and limit < 2 * options.save_ahead:
+        raise ValueError(
+            f"--time {options.time} is {limit} s and --save-ahead is {options.save_ahead} s: each job would be asked "
+            "to save before it has trained for long; give at least twice --save-ahead as --time"
+        )
+    if options.save_ahead > LONGEST_AHEAD:
+        raise ValueError(f"--save-ahead is {options.save_ahead}; Slurm takes at most {LONGEST_AHEAD} s")
     if options.grid and options.chain > 1:
         raise ValueError(
             "--chain and --grid cannot be combined: launch the sweep's points one by one, or leave --chain out"

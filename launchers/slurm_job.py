@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..engine import node_verdict, rank_logs
 from ..engine.config_yaml import load
-from ..engine.restarts import SAVED_NOT_FINISHED, Restarts
+from ..engine.restarts import MISTAKE, SAVED_NOT_FINISHED, Restarts
 from .command_line import FAILURE, call, tell
 
 
@@ -46,14 +46,16 @@ def begin(options: argparse.Namespace) -> int:
 
 
 def end(options: argparse.Namespace) -> int:
-    status = options.status
-    if status not in (0, SAVED_NOT_FINISHED) and options.asked:
-        # It was asked to stop before it could save, for example while it was still importing torch: no failure of its.
+    status, logs = options.status, Path(options.logs)
+    if rank_logs.told_a_mistake(logs):
+        status = MISTAKE
+    elif status > 128 and options.asked:
+        # The signal itself ended it before it could save, for example while it was still importing torch: no failure.
         status = SAVED_NOT_FINISHED
     following, reason = Restarts(options.run).end(
         options.attempt,
         status=status,
-        reason=rank_logs.what_failed(Path(options.logs)),
+        reason=rank_logs.what_failed(logs),
         max_steps=load(options.config).trainer.max_steps,
         budget=options.max_restarts,
     )

@@ -62,6 +62,17 @@ def look_up(job: str) -> QueuedJob:
     return parse_squeue(lines[0]) if done.returncode == 0 and lines else gone
 
 
+def seconds_of(limit: str) -> int | None:
+    """`1-12`, `8:00:00` or `20` (minutes) in seconds; None where it is no limit, or not written as sbatch takes it."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if match is None:
+        return None
+    days, *rest = (int(part) if part else 0 for part in match.groups())
+    # A single number is minutes, two are minutes and seconds; after days they begin with hours.
+    hours, minutes, seconds = rest if match[1] or match[4] else (0, rest[0], rest[1])
+    return (days * 24 + hours) * 3600 + minutes * 60 + seconds or None
+
+
 def parse_squeue(line: str) -> QueuedJob:
     """`17_2|PENDING|(Priority)|1:00:00` as a QueuedJob."""
     match = re.fullmatch(r"([^|]*)\|([^|]*)\|(.*)\|([^|]*)", line.strip())

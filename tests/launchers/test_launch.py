@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from contentv import __version__
+from contentv.engine import json_lines
 from contentv.engine.config_yaml import load
+from contentv.engine.run_files import RESTARTS_FILE
 from contentv.engine.sent_jobs import sent_jobs
 from contentv.launchers import grid, launch, status
-from contentv.launchers.slurm_queue import QueuedJob, parse_squeue
+from contentv.launchers.slurm_queue import QueuedJob, parse_squeue, seconds_of
 
 SCRIPTS = Path(__file__).parent / "scripts"
 """Golden: what --dry-run prints, with this machine's places replaced by @words@."""
@@ -84,6 +86,8 @@ REFUSED = {
     "sbatch option of ours": (["contentv_8b", *SIZE, "--sbatch", "nodes=3"], "an option of its own"),
     "sbatch line": (["contentv_8b", *SIZE, "--sbatch", "comment=a\nb"], "in one line"),
     "environment": (["contentv_8b", *SIZE, "--environment", "X-Y=1"], "NAME=VALUE"),
+    "hardly any time": (["contentv_8b", *SIZE, "--time", "9:59"], "--time 9:59 is 599 s and --save-ahead is 300 s"),
+    "too far ahead": (["contentv_8b", *SIZE, "--save-ahead", "65536"], "Slurm takes at most 65535 s"),
     "chain and grid": (["contentv_8b", *SIZE, "--chain", "2", "--grid", "trainer.seed=1,2"], "cannot be combined"),
 }
 
@@ -131,6 +135,7 @@ def test_what_is_sent_lies_in_the_run_folder_and_runs_from_there(controller, cap
     assert said == {"jobs": ["41", "42", "43"], "folder": str(run / "jobs" / "1")} and sent_jobs(run) == said["jobs"]
     calls = (controller / "calls").read_text().splitlines()
     assert ["dependency" in call for call in calls] == [False, True, True] and "afterany:42" in calls[2]
+    assert [line["event"] for line in json_lines.read(run / RESTARTS_FILE)] == ["launch"]
     assert load(run / "jobs" / "1" / "config.yaml").trainer.max_steps == 20
     # The snapshot is a whole package: the bookkeeping of the job starts from it.
     code = "import contentv, contentv.launchers.slurm_job as s; print(s.__file__)"
@@ -166,6 +171,15 @@ def test_every_point_of_a_sweep_has_a_folder_and_a_task(controller, capsys, tmp_
         assert status.main([config.run.folder]) == 0 and "not started" in capsys.readouterr().out
     assert status.main(["runs/quickstart"]) == 2
     assert "holds a sweep" in (said := capsys.readouterr().err) and "parallel.tensor=2" in said
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("10", 600), ("9:59", 599), ("8:00:00", 28800), ("1-12", 129600), ("1-0:30", 88200), ("2-1:00:05", 176405),
+     ("0", None), ("UNLIMITED", None), ("", None), ("1:2:3:4", None)],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_does(limit, seconds):
+    assert seconds_of(limit) == seconds
 
 
 def test_squeue_is_read():
