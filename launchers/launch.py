@@ -28,12 +28,13 @@ from . import slurm_queue
 from .command_line import call, parse_run, run_help, starting_point, tell
 from .grid import Point, points_of
 from .recipes import RECIPES
-from .slurm_script import Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
+from .slurm_script import SET, Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
 
 PASSED_ON = ("account", "partition", "qos", "constraint", "time")
 """Options of sbatch that have the same name here."""
 OURS = ("nodes", "ntasks-per-node", "ntasks", "requeue", "no-requeue", "signal", "open-mode", "output", "error",
-        "array", "chdir", "dependency", "job-name", *PASSED_ON)  # fmt: skip
+        "array", "chdir", "dependency", "job-name", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task",
+        "ntasks-per-gpu", *PASSED_ON)  # fmt: skip
 """Options of sbatch that --sbatch does not take: the script relies on them, or they have an option of their own."""
 
 LONGEST_AHEAD = 65535
@@ -154,12 +155,13 @@ class Jobs:
 
 def slurm_job(options: argparse.Namespace, *, name: str, is_last: bool) -> SlurmJob:
     passed = [(option, getattr(options, option)) for option in PASSED_ON if getattr(options, option) is not None]
+    passed += [("cpus-per-task", str(options.cpus_per_device))] if options.cpus_per_device else []
     return SlurmJob(
         name=name,
         nodes=options.nodes,
         devices_per_node=options.devices_per_node,
         device=options.device,
-        sbatch=(*passed, *map(_sbatch_option, options.sbatch)),
+        sbatch=(*passed, *(_sbatch_option(given, options.devices_per_node) for given in options.sbatch)),
         save_ahead=options.save_ahead,
         max_restarts=options.max_restarts,
         node_check=options.node_check,
@@ -173,11 +175,15 @@ def slurm_job(options: argparse.Namespace, *, name: str, is_last: bool) -> Slurm
     )
 
 
-def _sbatch_option(given: str) -> tuple[str, str | None]:
+def _sbatch_option(given: str, devices: int) -> tuple[str, str | None]:
     name, equals, value = given.lstrip("-").partition("=")
-    if name in OURS:
+    # sbatch takes the beginning of a name for the whole. Only a kind of GPU may be said: h100:8.
+    is_ours = len(name) > 1 and any(ours.startswith(name) for ours in OURS)
+    if is_ours and (name, value.rpartition(":")[2]) != ("gpus-per-node", str(devices)):
         raise ValueError(f"--sbatch {given!r}: {name} has an option of its own, or the script relies on it; see "
                          "contentv launch --help")  # fmt: skip
+    if len(name) == 1:
+        raise ValueError(f"--sbatch is {given!r}; write the option's long name, for example --sbatch mem=0")
     if not name or "\n" in given or '"' in given or (equals and not value):
         raise ValueError(f'--sbatch is {given!r}; write option or option=value in one line without ", for example '
                          "--sbatch exclusive --sbatch mem=0")  # fmt: skip
@@ -188,6 +194,9 @@ def _variable(given: str) -> tuple[str, str]:
     name, equals, value = given.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"--environment is {given!r}; write NAME=VALUE, for example NCCL_SOCKET_IFNAME=ib0")
+    if name in SET:
+        raise ValueError(f"--environment {given!r}: the script sets {name} itself; ranks would not find each other, "
+                         "their devices or the code")  # fmt: skip
     return name, value
 
 
@@ -248,7 +257,11 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--device", choices=get_args(Device), default=get_args(Device)[0],
                       help="what they are; default: %(default)s")  # fmt: skip
     for name in PASSED_ON:
-        size.add_argument(f"--{name}", type=_word, metavar=name.upper(), help=f"sbatch's --{name}")
+        # Of the user's profile, and into the script: sbatch itself would prefer it to what is given here.
+        profile = os.environ.get(f"SBATCH_{name.upper()}") or None
+        size.add_argument(f"--{name}", type=_word, default=profile, metavar=name.upper(), help=f"sbatch's --{name}")
+    size.add_argument("--cpus-per-device", type=_positive, metavar="N",
+                      help="sbatch's --cpus-per-task: threads of a rank's loader; default: the cluster's")  # fmt: skip
     size.add_argument("--job-name", type=_word, metavar="NAME", help="default: the run folder's name")
     size.add_argument("--sbatch", action="append", default=[], metavar="OPTION[=VALUE]",
                       help="any other option of sbatch, without dashes; may be repeated")  # fmt: skip

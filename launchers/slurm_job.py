@@ -76,7 +76,9 @@ def tell_end(options: argparse.Namespace, following: str, reason: str) -> int:
 
 
 def judge(options: argparse.Namespace) -> int:
-    verdict = node_verdict.judge(Path(options.run), Path(options.logs), attempt=options.attempt, job=options.job)
+    verdict = node_verdict.judge(
+        Path(options.run), Path(options.logs), attempt=options.attempt, job=options.job, asked=bool(options.asked)
+    )
     for line in verdict.lines:
         tell(line)
     print(",".join(verdict.bad))
@@ -97,11 +99,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         made[name].add_argument("--attempt", type=int, required=True)
     for name in ("end", "judge"):
         made[name].add_argument("--logs", required=True)
+        made[name].add_argument("--asked", default="", help="not empty: it was asked to stop meanwhile")
     for name in ("begin", "judge"):
         made[name].add_argument("--job", required=True)
     made["begin"].add_argument("--nodes", nargs="+", required=True)
     made["end"].add_argument("--status", type=int, required=True)
-    made["end"].add_argument("--asked", default="", help="not empty: it was asked to stop meanwhile")
     made["leave"].add_argument("--bad-nodes", required=True)
     made["leave"].add_argument("--then", choices=("exclude", "stop"), required=True)
     return parser.parse_args(argv)
