@@ -70,8 +70,9 @@ def leave(options: argparse.Namespace) -> int:
 
 
 def tell_end(options: argparse.Namespace, following: str, reason: str) -> int:
+    # First, since the job's log may lie on a full disk: the script must hear it all the same.
+    print(following, flush=True)
     tell(f"{options.run}: attempt {options.attempt} ended: {reason}; next: {following}")
-    print(following)
     return 0
 
 
@@ -79,9 +80,9 @@ def judge(options: argparse.Namespace) -> int:
     verdict = node_verdict.judge(
         Path(options.run), Path(options.logs), attempt=options.attempt, job=options.job, asked=bool(options.asked)
     )
+    print(",".join(verdict.bad), flush=True)
     for line in verdict.lines:
         tell(line)
-    print(",".join(verdict.bad))
     return 0
 
 

@@ -1,5 +1,8 @@
 """The bookkeeping steps of a job's script: what the end of srun, and a signal before it, are booked as."""
 
+import subprocess
+import sys
+
 import pytest
 
 from contentv.engine.config_yaml import to_yaml
@@ -18,9 +21,13 @@ def run(tmp_path):
     return tmp_path
 
 
-def end(run, status: int, asked: str = "") -> None:
+def of_the_end(run, status: int, asked: str = "") -> list[str]:
     given = [str(run), str(run / "config.yaml"), "--max-restarts", "9", "--attempt", "1", "--logs", str(run)]
-    assert slurm_job.main(["end", *given, "--status", str(status), "--asked", asked]) == 0
+    return ["end", *given, "--status", str(status), "--asked", asked]
+
+
+def end(run, status: int, asked: str = "") -> None:
+    assert slurm_job.main(of_the_end(run, status, asked)) == 0
 
 
 @pytest.mark.parametrize(
@@ -42,3 +49,10 @@ def test_a_mistake_is_one_whatever_srun_says(run):
     end(run, 143)
     attempt = Restarts(run).attempts()[0]
     assert (attempt.status, attempt.next) == (2, "stop")
+
+
+def test_the_script_hears_what_follows_though_the_jobs_log_is_full(run):
+    command = [sys.executable, "-m", "contentv.launchers.slurm_job", *of_the_end(run, 1)]
+    with open("/dev/full", "w") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert done.stdout == "again\n"
