@@ -14,8 +14,7 @@ TAIL = 16 * 1024
 """Bytes of a log in which its last error is looked for."""
 ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[^:]+): (?P<how>.+)")
 ERROR = re.compile(r"(?:\w+\.)*\w*(?:[Ee]rror|Exception)\b.*")
-MISTAKEN = "Exited with exit code 2"
-"""How those ended that refused what was given."""
+LEFT = re.compile(r"Exited with exit code (\d+)")
 BY_SRUN = ("Terminated",)
 """How those ended whom srun ended because of another."""
 
@@ -33,9 +32,10 @@ def what_failed(folder: Path) -> str:
     return "; ".join([*ended, *told])
 
 
-def told_a_mistake(folder: Path) -> bool:
-    """Whether srun saw a rank leave with exit status 2; srun's own may be that of ranks which it ended itself."""
-    return any(match["how"] == MISTAKEN for line in _tail(folder / SRUN_FILE) if (match := ENDED.match(line)))
+def exit_codes(folder: Path) -> set[int]:
+    """With which ranks left by themselves, not 0, as srun saw it; its own status may be that of ranks it ended."""
+    matches = [match for line in _tail(folder / SRUN_FILE) if (match := ENDED.match(line))]
+    return {int(left[1]) for match in matches if (left := LEFT.fullmatch(match["how"].strip()))}
 
 
 def _ended(path: Path) -> list[str]:

@@ -47,9 +47,11 @@ def begin(options: argparse.Namespace) -> int:
 
 def end(options: argparse.Namespace) -> int:
     status, logs = options.status, Path(options.logs)
-    if rank_logs.told_a_mistake(logs):
+    codes = rank_logs.exit_codes(logs)
+    failed = any(code < 128 and code != SAVED_NOT_FINISHED for code in codes)
+    if MISTAKE in codes:
         status = MISTAKE
-    elif status > 128 and options.asked:
+    elif status > 128 and options.asked and not failed:
         # The signal itself ended it before it could save, for example while it was still importing torch: no failure.
         status = SAVED_NOT_FINISHED
     following, reason = Restarts(options.run).end(

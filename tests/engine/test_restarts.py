@@ -195,10 +195,10 @@ def test_where_srun_ended_everyone_it_is_told_all_the_same(tmp_path: Path):
     assert rank_logs.what_failed(tmp_path) == "rank 0-1 on n1: Terminated"
 
 
-def test_one_rank_of_status_2_among_those_that_srun_ended_is_a_mistake(tmp_path: Path):
-    assert not rank_logs.told_a_mistake(tmp_path)
-    (tmp_path / "srun-rank.log").write_text("srun: error: n1: task 0: Exited with exit code 1\n")
-    assert not rank_logs.told_a_mistake(tmp_path)
-    with (tmp_path / "srun-rank.log").open("a") as file:
-        file.write("srun: error: n2: tasks 2-3: Exited with exit code 2\nsrun: error: n1: task 1: Terminated\n")
-    assert rank_logs.told_a_mistake(tmp_path)
+def test_ranks_that_left_by_themselves_are_told_from_those_that_srun_ended(tmp_path: Path):
+    assert rank_logs.exit_codes(tmp_path) == set()
+    (tmp_path / "srun-rank.log").write_text(
+        "srun: error: n1: task 0: Exited with exit code 1\nsrun: error: n2: tasks 2-3: Exited with exit code 75\n"
+        "srun: error: n1: task 1: Terminated\nsrun: error: n2: task 4: Killed\n"
+    )
+    assert rank_logs.exit_codes(tmp_path) == {1, 75}

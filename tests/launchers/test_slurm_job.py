@@ -51,6 +51,15 @@ def test_a_mistake_is_one_whatever_srun_says(run):
     assert (attempt.status, attempt.next) == (2, "stop")
 
 
+@pytest.mark.parametrize(("code", "booked"), [(1, 143), (75, 75), (138, 75)])
+def test_a_rank_that_failed_after_the_signal_is_a_failure_though_srun_ended_the_others(run, code, booked):
+    (run / "srun-rank.log").write_text(
+        f"srun: error: n1: task 0: Exited with exit code {code}\nsrun: error: n2: tasks 2-3: Terminated\n"
+    )
+    end(run, 143, "yes")
+    assert Restarts(run).attempts()[0].status == booked
+
+
 def test_the_script_hears_what_follows_though_the_jobs_log_is_full(run):
     command = [sys.executable, "-m", "contentv.launchers.slurm_job", *of_the_end(run, 1)]
     with open("/dev/full", "w") as log:
