@@ -22,7 +22,7 @@ from .node_verdict import keep
 SECONDS = 0.5
 """For each figure."""
 MEET_WITHIN = 120.0
-"""Seconds; a node that does not come is named by having left no figure of its all-reduce."""
+"""Seconds; a rank that does not come is named by the mark that it left before it asked its device."""
 
 
 def measure(folder: Path, *, node: str, rank: int, ranks_here: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import quantiles
 
 from ..parallel.durable import write_text
+from . import json_lines
 from .run_files import NODES_FILE
 
 FIGURES = {"matmul_tflops": "TFLOP/s", "copy_gb_per_s": "GB/s", "all_reduce_gb_per_s": "GB/s"}
@@ -21,6 +22,8 @@ ENOUGH = 0.6
 ENOUGH_OF_CPUS = 0.1
 """The same where ranks compute on CPUs, which they share with whatever else runs: only what is broken is found."""
 PREFIX = "node_check-figures-"
+MARK = "node_check-began-"
+"""And rank-node: an empty file of a rank that has come as far as to its device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +39,22 @@ def keep(folder: Path, record: dict) -> None:
     write_text(folder / f"{PREFIX}{record['rank']}.json", json.dumps(record) + "\n")
 
 
+def mark(folder: Path, *, node: str, rank: int) -> None:
+    """Says that this rank is about to ask its device; a device that hangs leaves no more than this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{MARK}{rank}-{node}").touch()
+
+
 def has_figures(folder: Path, rank: int) -> bool:
     return (folder / f"{PREFIX}{rank}.json").is_file()
 
 
-def judge(run: Path, logs: Path, *, attempt: int, job: str) -> Verdict:
-    """Reads what the ranks left in `logs`, keeps it in the run folder, and compares."""
-    earlier = read(run / NODES_FILE)
+def judge(run: Path, logs: Path, *, attempt: int, job: str, asked: bool = False) -> Verdict:
+    """Reads what the ranks left in `logs`, keeps it in the run folder, and compares; `asked`: it was cut short."""
+    earlier = [record for record in json_lines.read(run / NODES_FILE) if {"job", "node", "ok"} <= record.keys()]
     now = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(logs.glob(f"{PREFIX}*.json"))]
+    if not asked:
+        now += silent(logs, now)
     records = [{"attempt": attempt, "job": job, **record} for record in now]
     expected = {name: expectation(name, [*earlier, *records]) for name in FIGURES}
     bad: dict[str, str] = {}
@@ -52,15 +63,28 @@ def judge(run: Path, logs: Path, *, attempt: int, job: str) -> Verdict:
         record["ok"] = fault is None
         if fault:
             bad.setdefault(record["node"], f"rank {record['rank']}: {fault}")
-    with (run / NODES_FILE).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+    json_lines.append(run / NODES_FILE, *records)
     known = {record["node"] for record in earlier if record["job"] == job and not record["ok"]}
     lines = [f"node check: {node} is bad: {why}" for node, why in bad.items()]
     summary = ", ".join(f"{name} {value:.3g} {FIGURES[name]}" for name, value in expected.items() if value)
-    lines.append(
-        f"node check: {len(records)} ranks measured; expected {summary or 'nothing: no rank measured anything'}"
-    )
+    measured = sum(not record.get("error") for record in records)
+    summary = summary or "nothing: no rank measured anything"
+    lines.append(f"node check: {measured} of {len(records)} ranks measured; expected {summary}")
     return Verdict(bad=tuple(sorted(known | set(bad))) if bad else (), lines=tuple(lines))
+
+
+def silent(logs: Path, measured: Sequence[dict]) -> list[dict]:
+    """Records of the ranks that began and measured nothing, though most did and waited for them.
+
+    None where a rank met an error: srun ended the others for its sake, whatever they were about to measure.
+    """
+    known = {record["rank"] for record in measured}
+    began = [path.name.removeprefix(MARK).partition("-") for path in sorted(logs.glob(f"{MARK}*"))]
+    missing = [(int(rank), node) for rank, _, node in began if int(rank) not in known]
+    if len(missing) > len(measured) or any(record.get("error") for record in measured):
+        return []
+    error = f"its device did not answer: it began and measured nothing, while {len(measured)} others did"
+    return [{"node": node, "rank": rank, "device": None, "error": error} for rank, node in missing]
 
 
 def shortfall(record: dict, expected: dict[str, float | None]) -> str | None:
@@ -78,9 +102,3 @@ def shortfall(record: dict, expected: dict[str, float | None]) -> str | None:
 def expectation(name: str, records: Sequence[dict]) -> float | None:
     values = [record[name] for record in records if record.get(name) is not None]
     return quantiles([*values, *values], n=4, method="inclusive")[2] if values else None
-
-
-def read(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

@@ -14,6 +14,7 @@ TAIL = 16 * 1024
 """Bytes of a log in which its last error is looked for."""
 ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[^:]+): (?P<how>.+)")
 ERROR = re.compile(r"(?:\w+\.)*\w*(?:[Ee]rror|Exception)\b.*")
+LEFT = re.compile(r"Exited with exit code (\d+)")
 BY_SRUN = ("Terminated",)
 """How those ended whom srun ended because of another."""
 
@@ -29,6 +30,12 @@ def what_failed(folder: Path) -> str:
     ended = _ended(folder / SRUN_FILE)
     told = _errors(folder)
     return "; ".join([*ended, *told])
+
+
+def exit_codes(folder: Path) -> set[int]:
+    """With which ranks left by themselves, not 0, as srun saw it; its own status may be that of ranks it ended."""
+    matches = [match for line in _tail(folder / SRUN_FILE) if (match := ENDED.match(line))]
+    return {int(left[1]) for match in matches if (left := LEFT.fullmatch(match["how"].strip()))}
 
 
 def _ended(path: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """The life of a run over its restarts: restarts.jsonl, what is done after an end, and the goodput. Imports no torch.
 
-restarts.jsonl holds two kinds of JSON objects, one a line:
+restarts.jsonl holds three kinds of JSON objects, one a line:
 
+  launch event "launch", time: `contentv launch` was here; crash loops and budgets are counted from it on
   start  event "start", attempt (counted from 1), job (Slurm's number; "" outside Slurm), nodes (their names), step (of
          the checkpoint it goes on from; 0: none), time (seconds since 1970)
   end    event "end", attempt, status (exit status of srun), step (of the last checkpoint now), reason (a sentence),
@@ -14,14 +15,14 @@ had saved before, the next start writes the end down for it.
 
 import contextlib
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..parallel.reading import read_json
+from . import json_lines
 from .checkpoints import CheckpointFolder
 from .run_files import METRICS_FILE, OUTCOME_FILE, RESTARTS_FILE, STOP_FILE
 
@@ -30,7 +31,7 @@ SAVED_NOT_FINISHED = 75
 MISTAKE = 2
 """Exit status for what the user gave: the same command would say the same again."""
 SAME_STEP = 3
-"""Attempts that fail in a row without a new checkpoint make a crash loop."""
+"""Attempts in a row without a new checkpoint after which none is made: a crash loop, or too little time to save."""
 
 Next = Literal["complete", "again", "stop"]
 
@@ -61,6 +62,11 @@ class Attempt:
         """Failed, and not for its nodes' sake: others would not help."""
         return self.failed and not self.bad_nodes
 
+    @property
+    def in_vain(self) -> bool:
+        """Asked to stop, and no further than where it began."""
+        return self.status == SAVED_NOT_FINISHED and self.last_step == self.first_step
+
 
 class Restarts:
     """The bookkeeping of one run folder."""
@@ -70,16 +76,19 @@ class Restarts:
         self.path = self.folder / RESTARTS_FILE
 
     def attempts(self) -> list[Attempt]:
-        """All so far, in order. What a node that failed while it wrote left of a line is passed over."""
-        if not self.path.is_file():
-            return []
-        found: dict[int, Attempt] = {}
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                number = record["attempt"]
-                found[number] = _started(record) if record["event"] == "start" else _ended(found[number], record)
-        return list(found.values())
+        """All so far, in order."""
+        return self._read()[0]
+
+    def of_this_launch(self) -> list[Attempt]:
+        """Those since the last `contentv launch`: who launches again has changed what failed."""
+        attempts, earlier = self._read()
+        return attempts[earlier:]
+
+    def launch(self) -> None:
+        """Records that a job is about to be sent, and forgets a request to stop. Makes the folder if need be."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / STOP_FILE).unlink(missing_ok=True)
+        self._append(event="launch")
 
     def begin(self, *, job: str, nodes: Sequence[str], max_steps: int, budget: int) -> int | str:
         """Records a start and returns its number; or a word or sentence why there is none to make.
@@ -91,7 +100,7 @@ class Restarts:
         attempts, step = self.attempts(), self.checkpoint_step()
         if self.stop_requested:
             return f"stopped on request; contentv launch again goes on from step {step}"
-        if refusal := exhausted(attempts, step, budget):
+        if refusal := exhausted(self.of_this_launch(), step, budget):
             return refusal
         self._close(attempts, step)
         # What an earlier attempt left there must not be taken for this one's.
@@ -106,33 +115,27 @@ class Restarts:
         if outcome is not None:
             # Under srun -K1 the first rank to leave ends the others: the statuses say less than what rank 0 wrote.
             status = 0 if outcome["complete"] else SAVED_NOT_FINISHED
+        following: Next
         if self.is_complete(max_steps):
             following, reason = "complete", f"complete at step {step}"
         elif self.stop_requested:
             following, reason = "stop", f"stopped on request; the last checkpoint is that of step {step}"
-        elif status == SAVED_NOT_FINISHED:
-            following, reason = "again", f"asked to stop, saved step {step}"
         elif status == MISTAKE:
             following, reason = "stop", reason or "what was given is refused (exit status 2): see the ranks' logs"
         else:
-            ended = [*self.attempts()[:-1], self._failed_now(status, step)]
-            refusal = exhausted(ended, step, budget)
-            reason = reason or f"exit status {status}"
-            following, reason = ("stop", f"{reason}; {refusal}") if refusal else ("again", reason)
-        self._append(
-            event="end", attempt=attempt, status=status, step=step, reason=reason, next=following, bad_nodes=[]
-        )
-        return following, reason
+            if status == SAVED_NOT_FINISHED and outcome is not None:
+                reason = f"asked to stop, saved step {step}"
+            elif status == SAVED_NOT_FINISHED:
+                reason = f"asked to stop before it could save; step {step} stands"
+            following, reason = self._again_or_stop(attempt, status, step, reason or f"exit status {status}", budget)
+        return following, self._write_end(attempt, status, step, reason, following)
 
     def end_for_nodes(self, attempt: int, bad: Sequence[str], *, go_on: bool, budget: int) -> tuple[Next, str]:
         """The same where the node check found bad nodes and training did not begin; `go_on`: others may be tried."""
         reason, step = f"the node check found {', '.join(bad)} bad", self.checkpoint_step()
-        spent = sum(each.failed or each.status is None for each in self.attempts())
+        spent = sum(each.failed or each.status is None for each in self.of_this_launch())
         following: Next = "again" if go_on and spent <= budget and not self.stop_requested else "stop"
-        self._append(
-            event="end", attempt=attempt, status=1, step=step, reason=reason, next=following, bad_nodes=list(bad)
-        )
-        return following, reason
+        return following, self._write_end(attempt, 1, step, reason, following, bad)
 
     def outcome(self) -> dict | None:
         """outcome.json; None while a run is under way, or where it died (or something else lies there)."""
@@ -182,17 +185,40 @@ class Restarts:
         path = self.folder / METRICS_FILE
         return path.stat().st_mtime if path.is_file() else None
 
-    def _failed_now(self, status: int, step: int) -> Attempt:
-        return replace(self.attempts()[-1], status=status, last_step=step, ended=time.time())
+    def _again_or_stop(self, attempt: int, status: int, step: int, reason: str, budget: int) -> tuple[Next, str]:
+        ended = [
+            replace(each, status=status, last_step=step) if each.attempt == attempt else each
+            for each in self.of_this_launch()
+        ]
+        refusal = exhausted(ended, step, budget)
+        return ("stop", f"{reason}; {refusal}") if refusal else ("again", reason)
+
+    def _write_end(
+        self, attempt: int, status: int, step: int, reason: str, following: Next, bad_nodes: Sequence[str] = ()
+    ) -> str:
+        """Writes the end down; returns the reason. On a full disk the job must still hear what follows."""
+        end = {"status": status, "step": step, "reason": reason, "next": following, "bad_nodes": list(bad_nodes)}
+        try:
+            self._append(event="end", attempt=attempt, **end)
+        except OSError as error:
+            return f"{reason}; this could not be written into {self.path}: {error.strerror}"
+        return reason
+
+    def _read(self) -> tuple[list[Attempt], int]:
+        """All attempts, and how many there were before the last launch; what is no whole record is passed over."""
+        found: dict[int, Attempt] = {}
+        earlier = 0
+        for record in json_lines.read(self.path):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if record["event"] == "launch":
+                    earlier = len(found)
+                    continue
+                number = record["attempt"]
+                found[number] = _started(record) if record["event"] == "start" else _ended(found[number], record)
+        return list(found.values()), earlier
 
     def _append(self, **record: object) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            # After a half line, on a line of its own.
-            if file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                file.write("\n")
-            file.write(json.dumps(record | {"time": round(time.time(), 3)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        json_lines.append(self.path, record | {"time": round(time.time(), 3)})
 
 
 def _started(record: dict) -> Attempt:
@@ -222,22 +248,34 @@ def exhausted(attempts: Sequence[Attempt], step: int, budget: int) -> str | None
 
     Time limits and preemptions that were answered by a save are no failures: they cost nothing of the budget.
     """
-    last: list[Attempt] = []
-    for attempt in reversed(attempts):
-        # What was ended from outside says nothing of the run itself.
-        if attempt.crashed and attempt.first_step == step:
-            last.append(attempt)
-        elif attempt.status is not None and not attempt.bad_nodes:
-            break
-    if len(last) >= SAME_STEP:
+    crashed = _in_a_row(attempts, step, lambda attempt: attempt.crashed)
+    if crashed >= SAME_STEP:
         return (
-            f"crash loop: {len(last)} attempts in a row failed after step {step} without a new checkpoint; see the "
+            f"crash loop: {crashed} attempts in a row failed after step {step} without a new checkpoint; see the "
             "logs of the last one, change what fails, and launch again"
+        )
+    in_vain = _in_a_row(attempts, step, lambda attempt: attempt.in_vain)
+    if in_vain >= SAME_STEP:
+        return (
+            f"no time to get anywhere: {in_vain} attempts in a row were asked to stop before a checkpoint after step "
+            f"{step}; give a larger --time, or a smaller --save-ahead, and launch again"
         )
     spent = sum(attempt.failed or attempt.status is None for attempt in attempts)
     if spent > budget:
         return f"the restart budget is spent: {spent} attempts failed and --max-restarts is {budget}"
     return None
+
+
+def _in_a_row(attempts: Sequence[Attempt], step: int, so: Callable[[Attempt], bool]) -> int:
+    """How many of the last attempts ended so, no further than `step`."""
+    count = 0
+    for attempt in reversed(attempts):
+        # What was ended from outside says nothing of the run itself.
+        if so(attempt) and attempt.first_step == step:
+            count += 1
+        elif attempt.status is not None and not attempt.bad_nodes:
+            break
+    return count
 
 
 def step_lines(path: Path) -> list[dict]:

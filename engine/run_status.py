@@ -1,5 +1,6 @@
 """How a run goes, from the files of its folder. Imports no torch: it answers on a login node."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -7,10 +8,12 @@ from typing import Any
 
 from ..parallel.sighting import SILENT, slow_ranks
 from . import config_yaml, heartbeats
-from .restarts import Restarts, step_lines
+from .restarts import Attempt, Restarts, step_lines
 from .run_files import JOBS_FOLDER, METRICS_FILE
 from .sent_jobs import SENT_FILE
 
+STARTING = 1800
+"""Seconds that an attempt may take to its first heartbeat: the node check, imports, and a checkpoint to load."""
 LATEST = 50
 """Steps whose median tells the speed."""
 
@@ -54,7 +57,7 @@ def run_status(folder: Path, now: float) -> RunStatus:
     """Raises ValueError for a folder that holds no run."""
     restarts = Restarts(folder)
     attempts, steps, config = restarts.attempts(), step_lines(folder / METRICS_FILE), _config(folder)
-    beats = heartbeats.read(folder)
+    beats = _beats(folder, attempts)
     if points := [path.parent.name for path in sorted(folder.glob(f"*/{SENT_FILE}"))]:
         raise ValueError(f"{folder} holds a sweep: name the folder of one of its points, {', '.join(points)}")
     if config is None and not attempts and not steps and not (folder / SENT_FILE).is_file():
@@ -93,12 +96,18 @@ def _state(restarts: Restarts, attempts, beats, max_steps: int | None, now: floa
         return {"complete": "complete", "stop": "stopped", "again": "not running"}[last.next], last.reason or ""
     if outcome is not None:
         return "not running", f"asked to stop ({outcome['signal'] or 'another rank was'}), saved step {outcome['step']}"
-    if last is not None and beats is None:
-        return "running", f"attempt {last.attempt} starts"
     if last is None and beats is None:
         return "not started", ""
-    since = now - beats.written
+    since = now - (beats.written if beats else last.started)
+    if beats is None and since <= STARTING:
+        return "running", f"attempt {last.attempt} starts"
     return "not running", f"no heartbeat for {since:.0f} s and no word of an end: killed, or still starting again"
+
+
+def _beats(folder: Path, attempts: Sequence[Attempt]) -> heartbeats.Heartbeats | None:
+    """What the ranks of the last attempt said; None where the file is still that of the one before."""
+    beats = heartbeats.read(folder)
+    return None if beats and attempts and beats.written < attempts[-1].started else beats
 
 
 def _config(folder: Path):

@@ -19,7 +19,8 @@ from .. import __version__
 from ..engine import snapshot
 from ..engine.config_yaml import CONFIG_FILE, to_yaml
 from ..engine.data.manifest import MANIFEST_FILE
-from ..engine.run_files import JOBS_FOLDER, LOGS_FOLDER, STOP_FILE
+from ..engine.restarts import Restarts
+from ..engine.run_files import JOBS_FOLDER, LOGS_FOLDER
 from ..engine.sent_jobs import SCRIPT_FILE, SENT_FILE, sent_jobs
 from ..engine.writable import check_folder
 from ..parallel.durable import write_text
@@ -27,13 +28,17 @@ from . import slurm_queue
 from .command_line import call, parse_run, run_help, starting_point, tell
 from .grid import Point, points_of
 from .recipes import RECIPES
-from .slurm_script import Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
+from .slurm_script import SET, Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
 
 PASSED_ON = ("account", "partition", "qos", "constraint", "time")
 """Options of sbatch that have the same name here."""
 OURS = ("nodes", "ntasks-per-node", "ntasks", "requeue", "no-requeue", "signal", "open-mode", "output", "error",
-        "array", "chdir", "dependency", "job-name", *PASSED_ON)  # fmt: skip
+        "array", "chdir", "dependency", "job-name", "cpus-per-task", "gpus", "gpus-per-node", "gpus-per-task",
+        "ntasks-per-gpu", *PASSED_ON)  # fmt: skip
 """Options of sbatch that --sbatch does not take: the script relies on them, or they have an option of their own."""
+
+LONGEST_AHEAD = 65535
+"""Seconds ahead of the time limit that sbatch's --signal takes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -129,7 +134,7 @@ class Jobs:
             name = CONFIG_FILE if len(self.points) == 1 else f"config-{number}.yaml"
             write_text(self.folder / name, to_yaml(point.config))
             (point.run / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
-            (point.run / STOP_FILE).unlink(missing_ok=True)
+            Restarts(point.run).launch()
         (self.base / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
         numbers: list[str] = []
         for link in range(1, self.options.chain + 1):
@@ -150,12 +155,13 @@ class Jobs:
 
 def slurm_job(options: argparse.Namespace, *, name: str, is_last: bool) -> SlurmJob:
     passed = [(option, getattr(options, option)) for option in PASSED_ON if getattr(options, option) is not None]
+    passed += [("cpus-per-task", str(options.cpus_per_device))] if options.cpus_per_device else []
     return SlurmJob(
         name=name,
         nodes=options.nodes,
         devices_per_node=options.devices_per_node,
         device=options.device,
-        sbatch=(*passed, *map(_sbatch_option, options.sbatch)),
+        sbatch=(*passed, *(_sbatch_option(given, options.devices_per_node) for given in options.sbatch)),
         save_ahead=options.save_ahead,
         max_restarts=options.max_restarts,
         node_check=options.node_check,
@@ -169,11 +175,15 @@ def slurm_job(options: argparse.Namespace, *, name: str, is_last: bool) -> Slurm
     )
 
 
-def _sbatch_option(given: str) -> tuple[str, str | None]:
+def _sbatch_option(given: str, devices: int) -> tuple[str, str | None]:
     name, equals, value = given.lstrip("-").partition("=")
-    if name in OURS:
+    # sbatch takes the beginning of a name for the whole. Only a kind of GPU may be said: h100:8.
+    is_ours = len(name) > 1 and any(ours.startswith(name) for ours in OURS)
+    if is_ours and (name, value.rpartition(":")[2]) != ("gpus-per-node", str(devices)):
         raise ValueError(f"--sbatch {given!r}: {name} has an option of its own, or the script relies on it; see "
                          "contentv launch --help")  # fmt: skip
+    if len(name) == 1:
+        raise ValueError(f"--sbatch is {given!r}; write the option's long name, for example --sbatch mem=0")
     if not name or "\n" in given or '"' in given or (equals and not value):
         raise ValueError(f'--sbatch is {given!r}; write option or option=value in one line without ", for example '
                          "--sbatch exclusive --sbatch mem=0")  # fmt: skip
@@ -184,6 +194,9 @@ def _variable(given: str) -> tuple[str, str]:
     name, equals, value = given.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"--environment is {given!r}; write NAME=VALUE, for example NCCL_SOCKET_IFNAME=ib0")
+    if name in SET:
+        raise ValueError(f"--environment {given!r}: the script sets {name} itself; ranks would not find each other, "
+                         "their devices or the code")  # fmt: skip
     return name, value
 
 
@@ -219,6 +232,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ValueError(
             "--array says how many points of a sweep run at once; name the points: --grid section.key=value,value"
         )
+    limit = slurm_queue.seconds_of(options.time or "")
+    if limit is not None and limit < 2 * options.save_ahead:
+        raise ValueError(
+            f"--time {options.time} is {limit} s and --save-ahead is {options.save_ahead} s: each job would be asked "
+            "to save before it has trained for long; give at least twice --save-ahead as --time"
+        )
+    if options.save_ahead > LONGEST_AHEAD:
+        raise ValueError(f"--save-ahead is {options.save_ahead}; Slurm takes at most {LONGEST_AHEAD} s")
     if options.grid and options.chain > 1:
         raise ValueError(
             "--chain and --grid cannot be combined: launch the sweep's points one by one, or leave --chain out"
@@ -236,7 +257,11 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--device", choices=get_args(Device), default=get_args(Device)[0],
                       help="what they are; default: %(default)s")  # fmt: skip
     for name in PASSED_ON:
-        size.add_argument(f"--{name}", type=_word, metavar=name.upper(), help=f"sbatch's --{name}")
+        # Of the user's profile, and into the script: sbatch itself would prefer it to what is given here.
+        profile = os.environ.get(f"SBATCH_{name.upper()}") or None
+        size.add_argument(f"--{name}", type=_word, default=profile, metavar=name.upper(), help=f"sbatch's --{name}")
+    size.add_argument("--cpus-per-device", type=_positive, metavar="N",
+                      help="sbatch's --cpus-per-task: threads of a rank's loader; default: the cluster's")  # fmt: skip
     size.add_argument("--job-name", type=_word, metavar="NAME", help="default: the run folder's name")
     size.add_argument("--sbatch", action="append", default=[], metavar="OPTION[=VALUE]",
                       help="any other option of sbatch, without dashes; may be repeated")  # fmt: skip

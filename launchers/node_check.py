@@ -1,7 +1,8 @@
 """`python -m contentv.launchers.node_check FOLDER`, one process a rank: what its device and node do, into FOLDER.
 
-The first step of a job's script; launchers/slurm_job.py judges what all ranks leave. Exit status 75: it was asked to
-stop meanwhile; 1: this rank's device does not work.
+The first step of a job's script; launchers/slurm_job.py judges what all ranks leave. A rank whose device hangs leaves
+its mark alone, and is known by it once the others have waited for it in vain. Exit status 75: it was asked to stop
+meanwhile; 1: this rank's device does not work, or one that it waited for.
 """
 
 import os
@@ -36,6 +37,9 @@ def run(argv: Sequence[str], signals: StopSignals) -> int:
 
     folder, world = Path(argv[0]), announced_world(os.environ)
     node, rank = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), world.rank if world else 0
+    import torch  # noqa: F401  it takes seconds, which are no fault of the device
+
+    node_verdict.mark(folder, node=node, rank=rank)
     try:
         # A device that is gone is met by the import already: the seam looks for it.
         from ..engine.node_speed import measure

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..engine import node_verdict, rank_logs
 from ..engine.config_yaml import load
-from ..engine.restarts import SAVED_NOT_FINISHED, Restarts
+from ..engine.restarts import MISTAKE, SAVED_NOT_FINISHED, Restarts
 from .command_line import FAILURE, call, tell
 
 
@@ -46,14 +46,18 @@ def begin(options: argparse.Namespace) -> int:
 
 
 def end(options: argparse.Namespace) -> int:
-    status = options.status
-    if status not in (0, SAVED_NOT_FINISHED) and options.asked:
-        # It was asked to stop before it could save, for example while it was still importing torch: no failure of its.
+    status, logs = options.status, Path(options.logs)
+    codes = rank_logs.exit_codes(logs)
+    failed = any(code < 128 and code != SAVED_NOT_FINISHED for code in codes)
+    if MISTAKE in codes:
+        status = MISTAKE
+    elif status > 128 and options.asked and not failed:
+        # The signal itself ended it before it could save, for example while it was still importing torch: no failure.
         status = SAVED_NOT_FINISHED
     following, reason = Restarts(options.run).end(
         options.attempt,
         status=status,
-        reason=rank_logs.what_failed(Path(options.logs)),
+        reason=rank_logs.what_failed(logs),
         max_steps=load(options.config).trainer.max_steps,
         budget=options.max_restarts,
     )
@@ -68,16 +72,19 @@ def leave(options: argparse.Namespace) -> int:
 
 
 def tell_end(options: argparse.Namespace, following: str, reason: str) -> int:
+    # First, since the job's log may lie on a full disk: the script must hear it all the same.
+    print(following, flush=True)
     tell(f"{options.run}: attempt {options.attempt} ended: {reason}; next: {following}")
-    print(following)
     return 0
 
 
 def judge(options: argparse.Namespace) -> int:
-    verdict = node_verdict.judge(Path(options.run), Path(options.logs), attempt=options.attempt, job=options.job)
+    verdict = node_verdict.judge(
+        Path(options.run), Path(options.logs), attempt=options.attempt, job=options.job, asked=bool(options.asked)
+    )
+    print(",".join(verdict.bad), flush=True)
     for line in verdict.lines:
         tell(line)
-    print(",".join(verdict.bad))
     return 0
 
 
@@ -95,11 +102,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         made[name].add_argument("--attempt", type=int, required=True)
     for name in ("end", "judge"):
         made[name].add_argument("--logs", required=True)
+        made[name].add_argument("--asked", default="", help="not empty: it was asked to stop meanwhile")
     for name in ("begin", "judge"):
         made[name].add_argument("--job", required=True)
     made["begin"].add_argument("--nodes", nargs="+", required=True)
     made["end"].add_argument("--status", type=int, required=True)
-    made["end"].add_argument("--asked", default="", help="not empty: it was asked to stop meanwhile")
     made["leave"].add_argument("--bad-nodes", required=True)
     made["leave"].add_argument("--then", choices=("exclude", "stop"), required=True)
     return parser.parse_args(argv)

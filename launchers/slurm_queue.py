@@ -5,14 +5,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LIMIT = 60
 """Seconds that one of Slurm's commands may take; a busy controller answers late."""
 GONE = "GONE"
 """A job that squeue does not know any more."""
 
-OVER = (GONE, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+OVER = (GONE, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "PREEMPTED",
+        "BOOT_FAIL", "REVOKED")  # fmt: skip
 """States that a job does not leave again."""
 
 
@@ -53,13 +54,32 @@ def submit(script: str, *, dependency: str | None = None) -> str:
 
 
 def look_up(job: str) -> QueuedJob:
-    """The job as squeue sees it now; GONE where it does not, or where there is no Slurm."""
+    """The job as squeue sees it now; GONE where it does not know it, or where there is no Slurm.
+
+    Raises ValueError where squeue fails: nothing is known then, least of all that the job is gone.
+    """
     gone = QueuedJob(job=job, state=GONE, reason="", remaining="")
     if not job or not is_here():
         return gone
-    done = _run(["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%i|%T|%R|%L"])
-    lines = done.stdout.splitlines()
-    return parse_squeue(lines[0]) if done.returncode == 0 and lines else gone
+    done = _run(["squeue", "--noheader", "--states=all", "--array", f"--jobs={job}", "--format=%i|%T|%R|%L"])
+    if done.returncode:
+        if "Invalid job id" in done.stderr:
+            return gone
+        raise ValueError(f"squeue does not say how job {job} is: {_one_line(done.stderr)}; try again later")
+    found = [parse_squeue(line) for line in done.stdout.splitlines()]
+    # Of an array that waits, the line may be of all its tasks: what is cancelled later is the one that was asked for.
+    return replace(next((each for each in found if each.job == job), found[0]), job=job) if found else gone
+
+
+def seconds_of(limit: str) -> int | None:
+    """`1-12`, `8:00:00` or `20` (minutes) in seconds; None where it is no limit, or not written as sbatch takes it."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if match is None:
+        return None
+    days, *rest = (int(part) if part else 0 for part in match.groups())
+    # A single number is minutes, two are minutes and seconds; after days they begin with hours.
+    hours, minutes, seconds = rest if match[1] or match[4] else (0, rest[0], rest[1])
+    return (days * 24 + hours) * 3600 + minutes * 60 + seconds or None
 
 
 def parse_squeue(line: str) -> QueuedJob:

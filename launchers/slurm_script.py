@@ -16,6 +16,10 @@ Runtime = Literal["pyxis", "apptainer"]
 Device = Literal["cuda", "npu", "cpu"]
 
 
+SET = ("PYTHONPATH", "CONTENTV_DEVICE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that the script sets for the ranks."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asking:
     """How one kind of device is asked for."""
@@ -159,11 +163,14 @@ def settings(job: SlurmJob, place: Place) -> str:
 
 def srun(job: SlurmJob, place: Place) -> list[str]:
     """How a step is started: the first rank that fails ends all others, and each rank has a log of its own."""
-    words = ["srun", "--kill-on-bad-exit=1", '--output="$logs/$name-%t.log"', "--open-mode=append"]
+    # Whatever the site or the user's SBATCH_EXPORT makes of it: ranks need what the script exports.
+    words = ["srun", "--export=ALL", "--kill-on-bad-exit=1", '--output="$logs/$name-%t.log"', "--open-mode=append"]
     if job.container and job.container_runtime == "pyxis":
         mounts = ",".join(f"{path}:{path}" for path in place.mounts)
         words += [f"--container-image={shlex.quote(job.container)}", f"--container-mounts={shlex.quote(mounts)}"]
         words += [f"--container-workdir={shlex.quote(str(place.working))}"]
+        # Else the image's own values win.
+        words += [f"--container-env={','.join([*SET, *(name for name, _ in job.environment)])}"]
     return words
 
 
@@ -206,7 +213,11 @@ MEETING = """
 # --- Where the ranks meet: on rank 0's node. Slurm is asked which that is, since it need not be the first; by its
 # address, since names of nodes need not resolve.
 first=$(srun bash -c 'if [ "$SLURM_PROCID" = 0 ]; then echo "$SLURMD_NODENAME"; fi')
-MASTER_ADDR=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
+MASTER_ADDR=$([ -n "$first" ] && scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
+if [ -z "$MASTER_ADDR" ]; then
+    echo "error: Slurm does not say where rank 0's node is (${first:-no name}); contentv launch again goes on" >&2
+    exit 1
+fi
 MASTER_PORT=$((10000 + SLURM_JOB_ID % 10000 * 2))
 export MASTER_ADDR MASTER_PORT
 """
@@ -221,6 +232,8 @@ ranks() {
     [ -n "$asked" ] && return
     @srun@ @python@ -m "$@" 2>>"$logs/srun-$name.log" &
     step=$! interrupted=yes
+    # It came while there was no step to pass it on to.
+    [ -n "$asked" ] && kill -USR1 "$step"
     while [ -n "$interrupted" ]; do
         interrupted=
         wait "$step"
@@ -235,21 +248,27 @@ ranks() {
 again() {
     trap '' TERM USR1
     case $(squeue -h -j "$id" -o %T) in
-    CANCELLED | COMPLETING | PREEMPTED | NODE_FAIL) ;;
-    *) scontrol requeue "$id" ;;
+    CANCELLED | COMPLETING | PREEMPTED | NODE_FAIL) return ;;
+    "") ;;  # squeue failed: the job may have been cancelled
+    *) scontrol requeue "$id" && return ;;
     esac
+    echo "error: job $id could not be requeued; contentv launch again goes on from the last checkpoint" >&2
+    return 1
 }
 """
 
 NODE_CHECK = """
 # --- The nodes first: a slow or broken one would hold up all others for as long as the job runs.
 ranks node_check contentv.launchers.node_check "$logs"
-bad=$("${bookkeeping[@]}" judge "$run" --attempt "$attempt" --logs "$logs" --job "$id")
+bad=$("${bookkeeping[@]}" judge "$run" --attempt "$attempt" --logs "$logs" --job "$id" \\
+    --asked "$asked")
 if [ -n "$bad" ]; then
     next=$("${bookkeeping[@]}" leave "$run" --attempt "$attempt" --bad-nodes "$bad" --then @then@ \\
         --max-restarts $max_restarts)
+    excluded=$(squeue -h -j "$id" -o %x)  # by the user
+    [ "$excluded" = "(null)" ] && excluded=
     # Only a job that waits can be told which nodes to leave out, so it goes back into the queue first.
-    [ "$next" = again ] && again && scontrol update JobId="$id" ExcNodeList="$bad"
+    [ "$next" = again ] && again && scontrol update JobId="$id" ExcNodeList="$bad${excluded:+,$excluded}"
     exit 1
 fi
 """
@@ -276,4 +295,4 @@ exit "$status"
 REQUEUE = """    again"""
 
 NEXT_LINK = """    # Out of time, the next job of the chain goes on; what failed begins again in this one.
-    [ "$status" = 75 ] || again"""
+    [ -n "$asked" ] || again"""

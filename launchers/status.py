@@ -14,7 +14,7 @@ from pathlib import Path
 from ..engine.run_status import run_status
 from ..engine.sent_jobs import sent_jobs
 from . import slurm_queue
-from .command_line import call
+from .command_line import call, tell
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(argv)
     folder = Path(options.run)
     status = run_status(folder, time.time())
-    jobs = [queued for job in sent_jobs(folder) if (queued := slurm_queue.look_up(job)).state != slurm_queue.GONE]
+    jobs = queued_jobs(folder)
     if options.json:
         print(json.dumps(asdict(status) | {"jobs": [asdict(job) for job in jobs]}))
         return 0
@@ -35,6 +35,16 @@ def run(argv: Sequence[str]) -> int:
     for job in jobs:
         print(f"job {job.job:<10} {job.state}, {job.reason or 'no reason given'}, {job.remaining} left")
     return 0
+
+
+def queued_jobs(folder: Path) -> list[slurm_queue.QueuedJob]:
+    """Those of the run that squeue knows. Where it does not answer, the folder still says most of it."""
+    try:
+        found = [slurm_queue.look_up(job) for job in sent_jobs(folder)]
+    except ValueError as error:
+        tell(f"warning: {error}")
+        return []
+    return [job for job in found if job.state != slurm_queue.GONE]
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

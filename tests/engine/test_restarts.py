@@ -1,5 +1,6 @@
 """The life of a run: what is recorded, what follows an end, when it is given up, and the goodput."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -63,6 +64,38 @@ def test_a_crash_loop_stops_and_says_so(restarts):
         following, reason = end(restarts, attempt, 1, "error")
     assert following == "stop" and "crash loop: 3 attempts in a row failed after step 0" in reason
     assert "crash loop" in begin(restarts)  # nor does the next job of a chain try again
+
+
+def test_a_launch_begins_anew_and_numbers_go_on(restarts):
+    for attempt in range(1, SAME_STEP + 1):
+        begin(restarts, budget=2)
+        end(restarts, attempt, 1, "error", budget=2)
+    assert "crash loop" in begin(restarts, budget=2)
+    (restarts.folder / STOP_FILE).touch()
+    restarts.launch()
+    assert begin(restarts, budget=2) == SAME_STEP + 1 and len(restarts.attempts()) == SAME_STEP + 1
+    assert end(restarts, SAME_STEP + 1, 1, "error", budget=2) == ("again", "error")
+
+
+def test_attempts_that_never_come_to_a_checkpoint_are_no_endless_loop(restarts):
+    for attempt in range(1, SAME_STEP + 1):
+        assert begin(restarts) == attempt
+        following, reason = end(restarts, attempt, 75)
+        assert reason.startswith("asked to stop before it could save; step 0 stands")
+        assert following == ("again" if attempt < SAME_STEP else "stop")
+    assert "no time to get anywhere: 3 attempts in a row" in reason and "--save-ahead" in reason
+    assert "no time to get anywhere" in begin(restarts)
+
+
+def test_what_follows_is_told_even_if_it_cannot_be_written_down(restarts, monkeypatch):
+    assert begin(restarts) == 1
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("contentv.engine.json_lines.append", full)
+    following, reason = end(restarts, 1, 1, "error")
+    assert following == "again" and reason.startswith("error; this could not be written into") and "No space" in reason
 
 
 def test_progress_and_failures_from_outside_are_no_crash_loop(restarts):
@@ -160,3 +193,12 @@ def test_what_failed_names_the_rank_its_node_and_its_error(tmp_path: Path):
 def test_where_srun_ended_everyone_it_is_told_all_the_same(tmp_path: Path):
     (tmp_path / "srun-rank.log").write_text("srun: error: n1: tasks 0-1: Terminated\n")
     assert rank_logs.what_failed(tmp_path) == "rank 0-1 on n1: Terminated"
+
+
+def test_ranks_that_left_by_themselves_are_told_from_those_that_srun_ended(tmp_path: Path):
+    assert rank_logs.exit_codes(tmp_path) == set()
+    (tmp_path / "srun-rank.log").write_text(
+        "srun: error: n1: task 0: Exited with exit code 1\nsrun: error: n2: tasks 2-3: Exited with exit code 75\n"
+        "srun: error: n1: task 1: Terminated\nsrun: error: n2: task 4: Killed\n"
+    )
+    assert rank_logs.exit_codes(tmp_path) == {1, 75}

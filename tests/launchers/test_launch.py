@@ -11,18 +11,22 @@ from pathlib import Path
 import pytest
 
 from contentv import __version__
+from contentv.engine import json_lines
 from contentv.engine.config_yaml import load
+from contentv.engine.run_files import RESTARTS_FILE
 from contentv.engine.sent_jobs import sent_jobs
-from contentv.launchers import grid, launch, status
-from contentv.launchers.slurm_queue import QueuedJob, parse_squeue
+from contentv.launchers import grid, launch, status, stop
+from contentv.launchers.slurm_queue import QueuedJob, look_up, parse_squeue, seconds_of
 
 SCRIPTS = Path(__file__).parent / "scripts"
 """Golden: what --dry-run prints, with this machine's places replaced by @words@."""
 LAYOUT = ["--parallel.tensor", "8", "--parallel.sequence", "True"]
 LARGE = ["contentv_8b", *LAYOUT, "--nodes", "32", "--devices-per-node", "8", "--partition", "big", "--time", "4:00:00"]
 GOLDEN = {
-    "large": [*LARGE, "--account", "video", "--sbatch", "exclusive", "--environment", "NCCL_SOCKET_IFNAME=ib0"],
-    "pyxis": [*LARGE, "--container", "registry/contentv:1", "--mount", "/scratch", "--node-check", "stop"],
+    "large": [*LARGE, "--account", "video", "--sbatch", "exclusive", "--cpus-per-device", "12",
+              "--sbatch", "gpus-per-node=h100:8", "--environment", "NCCL_SOCKET_IFNAME=ib0"],
+    "pyxis": [*LARGE, "--container", "registry/contentv:1", "--mount", "/scratch", "--node-check", "stop",
+              "--environment", "NCCL_SOCKET_IFNAME=ib0"],
     "apptainer": [*LARGE, "--container", "c.sif", "--container-runtime", "apptainer", "--device", "npu"],
     "sweep": ["quickstart", "--trainer.micro-batch", "4", "--nodes", "1", "--devices-per-node", "2", "--device", "cpu",
               "--node-check", "off", "--grid", "parallel.tensor=1,2", "--grid", "trainer.seed=3,4", "--array", "2"],
@@ -56,6 +60,13 @@ def test_a_dry_run_needs_no_torch_and_no_slurm():
     assert done.returncode == 0 and done.stdout.endswith("\nFalse\n"), done.stderr
 
 
+def test_what_the_users_profile_says_of_the_queue_stands_in_the_script(capsys, monkeypatch):
+    for name in ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT"):
+        monkeypatch.setenv(f"SBATCH_{name}", f"my-{name.lower()}")
+    said = dry(capsys, *LARGE)
+    assert "--account=my-account\n#SBATCH --partition=big\n#SBATCH --qos=my-qos\n#SBATCH --constraint=my-con" in said
+
+
 def test_help_has_recipes_and_options_whatever_else_is_given(capsys):
     for argv in (["--help"], ["quickstart", "--help"]):
         assert launch.main(argv) == 0
@@ -68,7 +79,7 @@ def test_every_link_of_a_chain_but_the_last_leaves_its_time_limit_to_the_next():
     config = launch.starting_point("quickstart")
     jobs = launch.Jobs(options, grid.points_of(config, []), Path("run").absolute())
     first, last = jobs.text(1, is_last=False), jobs.text(2, is_last=True)
-    assert '[ "$status" = 75 ] || again' in first and '[ "$status" = 75 ] || again' not in last
+    assert '[ -n "$asked" ] || again' in first and '[ -n "$asked" ] || again' not in last
 
 
 SIZE = ["--nodes", "2", "--devices-per-node", "2"]
@@ -82,8 +93,15 @@ REFUSED = {
     "grid without values": (["contentv_8b", *SIZE, "--grid", "parallel.tensor="], "values are missing"),
     "grid of a point that does not fit": (["contentv_8b", *SIZE, "--grid", "parallel.tensor=1,3"], "4 processes"),
     "sbatch option of ours": (["contentv_8b", *SIZE, "--sbatch", "nodes=3"], "an option of its own"),
+    "beginning of an option of ours": (["contentv_8b", *SIZE, "--sbatch", "ntasks-per=3"], "an option of its own"),
+    "short sbatch option": (["contentv_8b", *SIZE, "--sbatch", "N=3"], "long name"),
+    "another number of GPUs": (["contentv_8b", *SIZE, "--sbatch", "gpus-per-node=h100:8"], "an option of its own"),
+    "GPUs of a task": (["contentv_8b", *SIZE, "--sbatch", "gpus-per-task=1"], "an option of its own"),
+    "environment of ours": (["contentv_8b", *SIZE, "--environment", "MASTER_PORT=1"], "sets MASTER_PORT itself"),
     "sbatch line": (["contentv_8b", *SIZE, "--sbatch", "comment=a\nb"], "in one line"),
     "environment": (["contentv_8b", *SIZE, "--environment", "X-Y=1"], "NAME=VALUE"),
+    "hardly any time": (["contentv_8b", *SIZE, "--time", "9:59"], "--time 9:59 is 599 s and --save-ahead is 300 s"),
+    "too far ahead": (["contentv_8b", *SIZE, "--save-ahead", "65536"], "Slurm takes at most 65535 s"),
     "chain and grid": (["contentv_8b", *SIZE, "--chain", "2", "--grid", "trainer.seed=1,2"], "cannot be combined"),
 }
 
@@ -105,6 +123,13 @@ echo "$@" >> {calls}
 echo "$((40 + $(wc -l < {calls})));cluster"
 """
 
+SQUEUE = """#!/bin/bash
+# Tasks of an array one a line only if asked so; no such job, or no answer of the controller, in Slurm's words.
+[ -e {down} ] && {{ echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }}
+[ -s {queue} ] || {{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }}
+case " $* " in *" --array "*) cat {queue} ;; *) head -n 1 {queue} ;; esac
+"""
+
 
 @pytest.fixture
 def controller(tmp_path, monkeypatch):
@@ -112,7 +137,10 @@ def controller(tmp_path, monkeypatch):
     programs = tmp_path / "programs"
     programs.mkdir()
     calls, refuse, queue = (programs / name for name in ("calls", "refuse", "queue"))
-    texts = {"sbatch": SBATCH.format(calls=calls, refuse=refuse), "squeue": f"#!/bin/bash\ncat {queue}\n"}
+    texts = {
+        "sbatch": SBATCH.format(calls=calls, refuse=refuse),
+        "squeue": SQUEUE.format(queue=queue, down=programs / "down"),
+    }
     for name, text in texts.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755 | stat.S_IXUSR)
@@ -131,6 +159,7 @@ def test_what_is_sent_lies_in_the_run_folder_and_runs_from_there(controller, cap
     assert said == {"jobs": ["41", "42", "43"], "folder": str(run / "jobs" / "1")} and sent_jobs(run) == said["jobs"]
     calls = (controller / "calls").read_text().splitlines()
     assert ["dependency" in call for call in calls] == [False, True, True] and "afterany:42" in calls[2]
+    assert [line["event"] for line in json_lines.read(run / RESTARTS_FILE)] == ["launch"]
     assert load(run / "jobs" / "1" / "config.yaml").trainer.max_steps == 20
     # The snapshot is a whole package: the bookkeeping of the job starts from it.
     code = "import contentv, contentv.launchers.slurm_job as s; print(s.__file__)"
@@ -146,6 +175,31 @@ def test_a_second_job_of_a_run_is_refused_while_the_first_is_there(controller, c
     assert launch.main(argv) == 2 and "job 41" in capsys.readouterr().err
     (controller / "queue").write_text("")
     assert launch.main(argv) == 0 and (Path("runs/quickstart/jobs/2")).is_dir()
+
+
+def test_a_squeue_that_fails_is_no_job_that_is_gone(controller, capsys):
+    argv = ["quickstart", "--nodes", "1", "--devices-per-node", "1"]
+    assert launch.main(argv) == 0 and look_up("41").state == "GONE"
+    (controller / "down").touch()
+    with pytest.raises(ValueError, match=r"does not say how job 41 is: .*Unable to contact slurm controller"):
+        look_up("41")
+    assert launch.main(argv) == 2 and stop.main(["runs/quickstart"]) == 2
+    capsys.readouterr()
+    assert status.main(["runs/quickstart"]) == 0  # from the folder alone
+    said = capsys.readouterr()
+    assert "not started" in said.out and "warning: squeue does not say" in said.err
+
+
+def test_a_task_of_an_array_that_waits_is_looked_up_as_itself(controller):
+    (controller / "queue").write_text("41_0|RUNNING|n1|9:00\n41_2|PENDING|(Priority)|10:00\n")
+    assert [look_up(job).state for job in ("41_0", "41_2")] == ["RUNNING", "PENDING"]
+    (controller / "queue").write_text("41_[0-3%2]|PENDING|(Priority)|10:00\n")
+    assert look_up("41_2").job == "41_2"  # else stop would cancel the whole array
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", "BOOT_FAIL", "REVOKED"])
+def test_states_that_are_not_left_again_are_over(state):
+    assert QueuedJob(job="7", state=state, reason="", remaining="").is_over
 
 
 def test_what_slurm_refuses_is_said_in_its_words(controller, capsys):
@@ -166,6 +220,15 @@ def test_every_point_of_a_sweep_has_a_folder_and_a_task(controller, capsys, tmp_
         assert status.main([config.run.folder]) == 0 and "not started" in capsys.readouterr().out
     assert status.main(["runs/quickstart"]) == 2
     assert "holds a sweep" in (said := capsys.readouterr().err) and "parallel.tensor=2" in said
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("10", 600), ("9:59", 599), ("8:00:00", 28800), ("1-12", 129600), ("1-0:30", 88200), ("2-1:00:05", 176405),
+     ("0", None), ("UNLIMITED", None), ("", None), ("1:2:3:4", None)],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_does(limit, seconds):
+    assert seconds_of(limit) == seconds
 
 
 def test_squeue_is_read():

@@ -11,7 +11,7 @@ import pytest
 
 from contentv.engine import heartbeats
 from contentv.engine.restarts import Restarts
-from contentv.engine.run_files import LOGS_FOLDER, METRICS_FILE, OUTCOME_FILE, STOP_FILE
+from contentv.engine.run_files import LOGS_FOLDER, METRICS_FILE, OUTCOME_FILE, RESTARTS_FILE, STOP_FILE
 from contentv.launchers import logs, status, stop
 from contentv.parallel.sighting import Sighting
 from tests.engine.small_run import write_shards
@@ -75,12 +75,20 @@ def test_status_and_logs_answer_without_torch(folder):
 
 def test_status_knows_an_end_from_a_death(folder, capsys):
     beat(folder)
+    restarts_file = folder / RESTARTS_FILE
+    (folder / OUTCOME_FILE).write_text(json.dumps({"step": 0, "complete": False, "signal": "SIGUSR1"}))
     Restarts(folder).end(2, status=75, reason="", max_steps=40, budget=9)
     assert "not running, asked to stop, saved step 0" in told(capsys, status, folder)
-    # A second later nothing is known of an attempt whose node died: its heartbeats only grow old.
-    Restarts(folder).begin(job="7", nodes=["n1"], max_steps=40, budget=9)
+    # What the ranks of the attempt before said last, however long ago, is no word of those that start now.
     old = json.loads((folder / "heartbeats.json").read_text())
     (folder / "heartbeats.json").write_text(json.dumps({**old, "time": time.time() - 3600}))
+    Restarts(folder).begin(job="7", nodes=["n1"], max_steps=40, budget=9)
+    assert "running, attempt 3 starts" in told(capsys, status, folder)
+    # Nothing is known of an attempt whose node died: its heartbeats, if it had any, only grow old.
+    text, started = restarts_file.read_text(), Restarts(folder).attempts()[-1].started
+    restarts_file.write_text(text.replace(str(started), str(started - 3600)))
+    assert "no heartbeat for 3600 s and no word of an end" in told(capsys, status, folder)
+    restarts_file.write_text(text.replace(str(started), str(started - 7200)))
     assert "no heartbeat for 3600 s and no word of an end" in told(capsys, status, folder)
     (folder / OUTCOME_FILE).write_text(json.dumps({"step": 40, "complete": True, "signal": None}))
     Restarts(folder).end(3, status=0, reason="", max_steps=40, budget=9)

@@ -23,11 +23,13 @@ UP_WITHIN = 30
 
 
 def install() -> None:
-    """Debian's packages, where they are lacking. Raises RuntimeError where they cannot be installed."""
+    """Debian's packages, where they are lacking. Raises RuntimeError for anyone but root, or where apt-get is none."""
+    if os.geteuid():
+        raise RuntimeError("the drills need root: Slurm's and munge's daemons start as it, and disks are mounted")
     if all(shutil.which(program) for program in PROGRAMS):
         return
-    if os.geteuid() or not shutil.which("apt-get"):
-        raise RuntimeError(f"the drills need {', '.join(PACKAGES)}: install them, or run as root on Debian or Ubuntu")
+    if not shutil.which("apt-get"):
+        raise RuntimeError(f"the drills need {', '.join(PACKAGES)}: install them, or run on Debian or Ubuntu")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
         subprocess.run(["apt-get", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
