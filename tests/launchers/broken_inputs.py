@@ -161,6 +161,8 @@ def only_a_pickle(path, aside, draw) -> None:
 
 
 CONFIG = to_plain(quickstart())
+OPTIONAL = {"profile"}
+"""Sections that a config.yaml may lack: runs from before they were there go on."""
 REQUIRED = {"run.folder", "data.folder", "optimizer.learning_rate", "trainer.max_steps", "model.layers", "sample.fps"}
 
 
@@ -176,7 +178,8 @@ def config_keys() -> Iterator[Case]:
     for section, values in CONFIG.items():
         if not isinstance(values, dict):
             continue
-        yield case(section, "missing", lambda plain, section=section: plain.pop(section))
+        if section not in OPTIONAL:
+            yield case(section, "missing", lambda plain, section=section: plain.pop(section))
         for title, value in {"null": None, "a list": [1], "a text": "x"}.items():
             yield case(section, title, lambda plain, section=section, value=value: plain.update({section: value}))
         yield case(f"{section}.surprise", "unknown", put(section, "surprise", 1), "has the keys")
