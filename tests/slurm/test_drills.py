@@ -151,7 +151,7 @@ def test_a_chain_goes_on_where_the_time_of_the_link_before_is_over(drill):
 def test_a_sweep_is_one_array_and_a_point_that_always_fails_is_given_up(drill):
     rates = ["--grid", "optimizer.learning-rate=1e-3,1e30"]
     drill.launch(*rates, nodes=1, ranks=1, tensor=1, steps=20)
-    good, bad = (drill.folder / f"optimizer.learning-rate={rate}" for rate in ("1e-3", "1e30"))
+    good, bad = (drill.folder / f"optimizer.learning_rate={rate}" for rate in ("1e-3", "1e30"))
     both = [Restarts(folder) for folder in (good, bad)]
     drill.until(lambda: all(r.attempts() and r.attempts()[-1].next in ("complete", "stop") for r in both), "both ends")
     assert [attempt.next for attempt in both[0].attempts()] == ["complete"]
