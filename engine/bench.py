@@ -4,10 +4,9 @@ fp32, torch's default matmul precision, no recomputation, no average of the weig
 betas 0.9 and 0.999, epsilon 1e-8, decay 0.01 on every parameter, gradients clipped to norm 1.
 """
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from ..kernels.registry import KernelSet, choose
 from ..model import published
 from ..model.config import FlowConfig, ModelConfig, Position
 from ..model.cost import count_operations, count_parameters
-from ..model.embeddings import token_grid
 from ..model.flow import Caption, Clips, FlowMatching, Objective, Question, squared_error
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import Mesh, build_mesh
@@ -29,6 +27,7 @@ from ..parallel.training import DataParallel
 from .checkpoints import CheckpointFolder
 from .config import DataConfig, OptimizerConfig, RunConfig, RunFolderConfig, SampleConfig, TrainerConfig
 from .hardware import Utilisation, peak_of
+from .loading import RepeatedBatch
 from .parity import read_golden
 from .session import Training, build_training, set_weights
 from .signals import StopSignals
@@ -87,22 +86,6 @@ class StepMeasurement:
     """Of every step, those of the warm-up first."""
     graph_breaks: int | None
     """Places where torch.compile left its graphs, over all blocks; None where nothing was compiled."""
-
-
-class RepeatedBatch:
-    """The same clips in every step."""
-
-    def __init__(self, clips: Clips):
-        self.clips = clips
-
-    def global_ids(self, _sample_index: int) -> list[int]:
-        return self.clips.sample_B.tolist()
-
-    def tokens(self, _sample_index: int) -> tuple[int, int]:
-        return math.prod(token_grid(self.clips.latents_BCFYX)), self.clips.caption.tokens_BTW.shape[1]
-
-    def microbatches(self, _sample_index: int, _device: torch.device) -> Iterator[Clips]:
-        yield self.clips
 
 
 @dataclass(frozen=True)

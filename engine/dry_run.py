@@ -6,7 +6,6 @@ wrong layout shows here, in a minute on a laptop, instead of on 256 devices.
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +22,7 @@ from .checkpoints import CheckpointFolder
 from .config import RunConfig
 from .hardware import hardware_of
 from .live_memory import LiveMemory
+from .loading import RepeatedBatch
 from .planner import Shape
 from .planner.memory import StepMemory
 from .session import DTYPES, Training, build_training
@@ -74,23 +74,6 @@ class RehearsedRole:
         return max(
             (abs(expected - sent) / max(expected, sent) for expected, sent in pairs if expected or sent), default=0.0
         )
-
-
-class ImaginedBatches:
-    """Microbatches of one shape, for as long as they are asked for."""
-
-    def __init__(self, clips: Clips, tokens: tuple[int, int], count: int):
-        self.clips, self.of_a_sample, self.count = clips, tokens, count
-
-    def global_ids(self, _sample_index: int) -> list[int]:
-        return []
-
-    def tokens(self, _sample_index: int) -> tuple[int, int]:
-        return self.of_a_sample
-
-    def microbatches(self, _sample_index: int, _device: torch.device) -> Iterator[Clips]:
-        for _ in range(self.count):
-            yield self.clips
 
 
 def roles(config: RunConfig, world: int, shape: Shape) -> list[Role]:
@@ -205,7 +188,7 @@ def imagined_training(config: RunConfig, mesh: Mesh, kernels: KernelSet, shape: 
         config=config,
         mesh=mesh,
         kernels=kernels,
-        loader=ImaginedBatches(clips, (shape.video_tokens, shape.text_tokens), count),
+        loader=RepeatedBatch(clips, count),
         flow=FlowMatching(config.flow, kernels, config.trainer.seed, empty),
         model=model,
         optimizer=optimizer,

@@ -1,5 +1,6 @@
 """From shards on the disk to clips on the device."""
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import torch
 from ..kernels.device import sent_to
 from ..model.clip_size import latent_size
 from ..model.config import PATCH
+from ..model.embeddings import token_grid
 from ..model.flow import Caption, Clips
 from .data.sampler import Sampler, local
 from .data.shards import Batch, ShardDataset
@@ -21,6 +23,24 @@ class StepBatches(Protocol):
     def tokens(self, sample_index: int) -> tuple[int, int]: ...
 
     def microbatches(self, sample_index: int, device: torch.device) -> Iterator[Clips]: ...
+
+
+class RepeatedBatch:
+    """The same clips in every microbatch of every step."""
+
+    def __init__(self, clips: Clips, count: int = 1):
+        """`count`: microbatches of a step."""
+        self.clips, self.count = clips, count
+
+    def global_ids(self, _sample_index: int) -> list[int]:
+        return self.clips.sample_B.tolist()
+
+    def tokens(self, _sample_index: int) -> tuple[int, int]:
+        return math.prod(token_grid(self.clips.latents_BCFYX)), self.clips.caption.tokens_BTW.shape[1]
+
+    def microbatches(self, _sample_index: int, _device: torch.device) -> Iterator[Clips]:
+        for _ in range(self.count):
+            yield self.clips
 
 
 class StepLoader:

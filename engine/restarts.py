@@ -25,9 +25,8 @@ from ..parallel.reading import read_json
 from . import json_lines
 from .checkpoints import CheckpointFolder
 from .run_files import METRICS_FILE, OUTCOME_FILE, RESTARTS_FILE, STOP_FILE
+from .signals import SAVED_NOT_FINISHED
 
-SAVED_NOT_FINISHED = 75
-"""Exit status of a rank that was asked to stop and saved: EX_TEMPFAIL of sysexits.h, try again later."""
 MISTAKE = 2
 """Exit status for what the user gave: the same command would say the same again."""
 SAME_STEP = 3

@@ -6,6 +6,8 @@ Installed before torch is imported: a signal that arrives during that import wou
 import signal
 from types import FrameType
 
+SAVED_NOT_FINISHED = 75
+"""Exit status of a rank that was asked to stop and saved: EX_TEMPFAIL of sysexits.h. Jobs requeue on it."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

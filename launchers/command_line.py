@@ -19,6 +19,8 @@ MISTAKE = 2
 FAILURE = 1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk or a quota says."""
+DRY_RUN = "--dry-run"
+"""Of `contentv train`: dry_run.py has it."""
 DEBUG_VARIABLE = "CONTENTV_DEBUG"
 PACKAGE = __package__.partition(".")[0]
 

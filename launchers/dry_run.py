@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from ..engine.config import RunConfig
 from ..engine.planner import Shape
-from .command_line import parse_run, tell
+from .command_line import DRY_RUN, parse_run, tell
 from .samples import add_options, samples_of
 
-OPTION = "--dry-run"
 MEMORY, VOLUME = 0.05, 0.01
 """Relative differences to the planner that are taken for agreement."""
 GIB = 2**30
@@ -25,9 +24,9 @@ AGREES, DIFFERS = 0, 1
 def run(argv: Sequence[str]) -> int:
     """`argv` with `--dry-run` in it; returns the exit status."""
     own, rest = parser().parse_known_args(argv)
-    config = parse_run(rest, f"contentv train {OPTION}")
+    config = parse_run(rest, f"contentv train {DRY_RUN}")
     if own.world is None:
-        raise ValueError(f"{OPTION} needs to know how many processes it is about: give --world, 256 for example")
+        raise ValueError(f"{DRY_RUN} needs to know how many processes it is about: give --world, 256 for example")
     config.micro_batches(own.world)
     shapes, whence = samples_of(config, own)
     tell(whence)
@@ -84,8 +83,8 @@ def rehearse_all(config: RunConfig, world: int, shape: Shape) -> list[dict]:
 
 def parser() -> argparse.ArgumentParser:
     """Of what is the rehearsal's own; everything else is the run's."""
-    own = argparse.ArgumentParser(prog=f"contentv train {OPTION}", add_help=False, allow_abbrev=False)
-    own.add_argument(OPTION, action="store_true", help="rehearse one step of every kind of rank, and train nothing")
+    own = argparse.ArgumentParser(prog=f"contentv train {DRY_RUN}", add_help=False, allow_abbrev=False)
+    own.add_argument(DRY_RUN, action="store_true", help="rehearse one step of every kind of rank, and train nothing")
     own.add_argument("--world", type=int, metavar="N", help="processes")
     add_options(own)
     own.add_argument("--json", action="store_true", help="print one JSON value on stdout")

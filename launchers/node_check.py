@@ -11,10 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.signals import StopSignals
+from ..engine.signals import SAVED_NOT_FINISHED, StopSignals
 
 FAILED = 1
-SAVED_NOT_FINISHED = 75
 
 
 def main(argv: Sequence[str]) -> int:

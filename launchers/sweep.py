@@ -50,14 +50,15 @@ def run(argv: Sequence[str]) -> int:
 
     start = _submit if options.slurm else _train
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    for number, point in enumerate(points, start=1):
-        row = status_of(point, measure)
-        if row.status in ("open", "failed"):
-            tell(f"{number}/{len(points)} {point.name}")
+    rows = [planned(status_of(point, measure), hardware) for point in points]
+    for index, point in enumerate(points):
+        place = f"{index + 1}/{len(points)}"
+        if rows[index].status in ("open", "failed"):
+            tell(f"{place} {point.name}")
             start(point, options)
-            row = status_of(point, measure)
-        tell(f"{number}/{len(points)} {describe(row)}")
-        rows = [planned(status_of(each, measure), hardware) for each in points]
+            seconds = rows[index].predicted_seconds
+            rows[index] = replace(status_of(point, measure), predicted_seconds=seconds)
+        tell(f"{place} {describe(rows[index])}")
         records = write_tables(rows, sweep.folder)
     curves = draw_curves(rows, sweep.folder)
     if options.json:

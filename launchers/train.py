@@ -11,12 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..engine.signals import StopSignals
+from ..engine.signals import SAVED_NOT_FINISHED, StopSignals
 
 COMPLETE = 0
 NOT_FINITE = 1
-SAVED_NOT_FINISHED = 75
-"""EX_TEMPFAIL of sysexits.h: try again later. Slurm jobs requeue on it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,10 +30,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(argv: Sequence[str], signals: StopSignals) -> int:
-    from . import dry_run
+    from .command_line import DRY_RUN
 
-    if dry_run.OPTION in argv:
+    if DRY_RUN in argv:
+        from . import dry_run
+
         return dry_run.run(argv)
+    if argv[:1] in (["-h"], ["--help"]):
+        return help_text()
     from ..engine.profile_tools import under_tool
     from ..parallel.world import announced_world
     from .command_line import parse_run, tell
@@ -63,6 +65,14 @@ def run(argv: Sequence[str], signals: StopSignals) -> int:
     finally:
         leave_world()
     return COMPLETE if outcome.complete else SAVED_NOT_FINISHED
+
+
+def help_text() -> int:
+    from .command_line import DRY_RUN, run_help
+
+    print(f"{run_help('contentv train')}\n\n{DRY_RUN} --world N trains nothing and rehearses one step of every kind of "
+          "rank of such a world, on this machine.")  # fmt: skip
+    return COMPLETE
 
 
 if __name__ == "__main__":
