@@ -27,7 +27,7 @@ def samples_of(config: RunConfig, own: argparse.Namespace) -> tuple[list[Shape],
     folder = Path(config.data.folder)
     if (folder / MANIFEST_FILE).exists():
         manifest = read_manifest(folder)
-        buckets = sorted({shard.bucket for shard in manifest.shards if shard.split == "train"})
+        buckets = sorted(manifest.buckets("train"))
         shapes = [Shape.of_clip(*bucket, text_tokens=manifest.text.tokens) for bucket in buckets]
         return shapes, f"samples: every bucket of the shards in {folder}"
     if config.recipe not in CLIPS:

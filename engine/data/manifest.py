@@ -111,10 +111,17 @@ class Manifest:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Samples per split and bucket."""
-        counts: dict[str, Counter] = {}
+        splits = sorted({shard.split for shard in self.shards})
+        named = {split: ((str(bucket), count) for bucket, count in self.buckets(split).items()) for split in splits}
+        return {split: dict(sorted(counts)) for split, counts in named.items()}
+
+    def buckets(self, split: str) -> Counter[Bucket]:
+        """Samples of each bucket in a split."""
+        found: Counter[Bucket] = Counter()
         for shard in self.shards:
-            counts.setdefault(shard.split, Counter())[str(shard.bucket)] += len(shard.samples)
-        return {split: dict(sorted(buckets.items())) for split, buckets in sorted(counts.items())}
+            if shard.split == split:
+                found[shard.bucket] += len(shard.samples)
+        return found
 
     def to_json(self) -> dict:
         """The manifest as plain JSON values, its digest included."""

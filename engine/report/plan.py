@@ -18,20 +18,16 @@ def planned(facts: RunFacts) -> Prediction | None:
 
 
 def planned_of(config: RunConfig, world: int, hardware: Hardware) -> Prediction | None:
-    """None where the shards that would tell the size of samples are not there, or no peak is known.
+    """None where no whole shards tell the size of samples, or no peak is known.
 
     Of several buckets the commonest: a run's median step is one of those.
     """
     folder = Path(config.data.folder)
     if not (folder / MANIFEST_FILE).is_file():
         return None
-    manifest = read_manifest(folder)
-    counts: dict = {}
-    for shard in manifest.shards:
-        if shard.split == "train":
-            counts[shard.bucket] = counts.get(shard.bucket, 0) + len(shard.samples)
-    shape = Shape.of_clip(*max(counts, key=counts.__getitem__), text_tokens=manifest.text.tokens)
     try:
-        return predict(config, world, hardware, shape)
+        manifest = read_manifest(folder)
+        ((bucket, _),) = manifest.buckets("train").most_common(1)
+        return predict(config, world, hardware, Shape.of_clip(*bucket, text_tokens=manifest.text.tokens))
     except ValueError:
         return None
