@@ -7,12 +7,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..precision import working_dtype
+from .rotation import check_rotation, rotate_before
 
 _SCORES = 2**27
 """Scores held at once (512 MiB of fp32): a query's row is always whole, so blocks change no formula."""
 
 
-def joint_attention(q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+def joint_attention(
+    q_BHQE: Tensor,
+    k_BHJE: Tensor,
+    v_BHJE: Tensor,
+    *,
+    scale: float,
+    rotation: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    if rotation is not None:
+        check_rotation(q_BHQE, k_BHJE, rotation)
+        q_BHQE, k_BHJE = rotate_before(q_BHQE, k_BHJE, rotation)
     return _JointAttention.apply(q_BHQE, k_BHJE, v_BHJE, scale)
 
 

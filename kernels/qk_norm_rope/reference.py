@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..precision import working_dtype
+from ..rotation import rotate_halves
 
 
 def qk_norm_rope(
@@ -27,6 +28,4 @@ def _norm(x_SBHE: Tensor, gain_E: Tensor, epsilon: float) -> Tensor:
 
 
 def _rotate(x_SBHE: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-    cos, sin = (table.detach().to(x_SBHE.dtype)[:, None, None, :] for table in (cos_SR, sin_SR))
-    first, second = x_SBHE.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotate_halves(x_SBHE, cos_SR[:, None, None, :], sin_SR[:, None, None, :])

@@ -94,11 +94,13 @@ def test_loops_that_go_round(monkeypatch, poisoned, op, name, most, sizes):
     assert_near(got, expected, ulps=64)
 
 
-def test_attention_over_several_blocks(monkeypatch, poisoned):
-    """Tiles of 16 rows: programs take several of them and walk over several more, the last ones not whole."""
+@pytest.mark.parametrize("sizes", [{"Q": 22, "S": 41}, {"Q": 37, "S": 35, "R": 7}], ids=["unrotated", "rotated"])
+def test_attention_over_several_blocks(monkeypatch, poisoned, sizes):
+    """Tiles of 16 rows: programs take several of them and walk over several more, the last ones not whole. Where the
+    video tokens rotate, they end within a tile of queries and of keys."""
     module = import_module("contentv.kernels.joint_attention.npu_triton")
     monkeypatch.setattr(module, "_EXACT_TILE", (16, 16))
-    arguments = odd_inputs("joint_attention", "cpu", B=1, H=2, S=41, J=41)
+    arguments = odd_inputs("joint_attention", "cpu", B=1, H=2, J=41, **sizes)
     expected = results(TABLE["joint_attention", "reference"].load(), arguments)
     found = results(TABLE["joint_attention", "npu_triton"].load(), arguments)
     assert len(found) == 5, "out, lse and three gradients"
