@@ -45,6 +45,8 @@ class Row:
     """What the kernel's configuration says it takes, 0 if it says nothing."""
     scattered_accesses: int = 0
     """Loads and stores that are no matrix with strides."""
+    takes_turns: bool = False
+    """Cube core and vector cores wait for each other at every tile."""
     negative_control: bool = False
     """It must not be ok."""
 

@@ -103,7 +103,8 @@ class Compiler:
         self._known: dict[tuple[str, str], dict] = {}
 
     def compile(self, module: str, chip: str) -> dict:
-        """ok, reached, message, and what of the unified buffer the recorded module takes."""
+        """ok, reached, message, and of the recorded module what of the unified buffer it takes and whether its cores
+        take turns."""
         if (module, chip) not in self._known:
             self._known[module, chip] = self._compile(module, chip)
         return self._known[module, chip]
@@ -124,6 +125,7 @@ class Compiler:
         if self._recorded.exists():
             recorded = self._recorded.read_text()
             planned["unified_buffer_bytes"] = unified_buffer(recorded)
+            planned["takes_turns"] = takes_turns(module, recorded)
             if other := differences(recorded, CHIPS[chip]):
                 planned |= {"ok": False, "message": f"the compiler's {chip} is not kernels/ascend_memory.py's: {other}"}
         return planned
@@ -151,6 +153,26 @@ def unified_buffer(module: str) -> int:
         length = -(-values // 8) if kind == "i1" else values * _BYTES[kind]
         end = max(end, *(int(constants[place.strip()]) + length for place in places.split(",")))
     return end
+
+
+def takes_turns(linalg: str, module: str) -> bool:
+    """Whether the cube core and its vector cores wait for each other tile by tile, in a kernel for both. Where the
+    compiler takes several tiles at once, the cube core's function has one loop more inside: over these."""
+    _, name, rest = module.partition("_mix_aic(")
+    return bool(name) and _deepest(rest.partition("func.func")[0]) <= _deepest(linalg)
+
+
+def _deepest(code: str) -> int:
+    """Loops inside each other; what is inside stands further to the right."""
+    around, deepest = [], 0
+    for line in filter(str.strip, code.splitlines()):
+        place = len(line) - len(line.lstrip())
+        while around and place <= around[-1]:
+            around.pop()
+        if "scf.for " in line:
+            around.append(place)
+            deepest = max(deepest, len(around))
+    return deepest
 
 
 def differences(module: str, chip: Chip) -> str:
@@ -199,6 +221,8 @@ def judged(row: dict) -> dict:
     reasons = []
     if row["scattered_accesses"]:
         reasons.append(f"{row['scattered_accesses']} accesses are no matrix with strides: made one by one, unmasked")
+    if row.get("takes_turns"):
+        reasons.append("cube core and vector cores take turns, tile by tile, instead of several tiles at once")
     if stated and taken > stated:
         reasons.append(f"takes {taken} bytes of the unified buffer and states {stated}")
     return row | {"ok": False, "message": "; ".join(reasons)} if row["ok"] and reasons else row

@@ -28,6 +28,21 @@ def scattered_rows(x, y, rows, HEADS: tl.constexpr, ROWS: tl.constexpr, WIDTH: t
     tl.store(y + row * WIDTH + column, tl.load(x + place, mask=row < rows, other=0.0), mask=row < rows)
 
 
+@triton.jit
+def tile_by_tile(x, y, rounds, SIDE: tl.constexpr):
+    place = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    kept = tl.load(x + place)
+    largest = tl.full([SIDE], -1.0e30, tl.float32)
+    sum = tl.zeros([SIDE, SIDE], tl.float32)
+    for number in range(rounds):
+        squared = tl.load(x + number * SIDE * SIDE + place)
+        product = tl.dot(kept, squared * squared, input_precision="ieee")
+        above = tl.maximum(largest, tl.max(product, 1))
+        sum = sum + tl.dot(tl.exp2(product - above[:, None]), kept, input_precision="ieee")
+        largest = above
+    tl.store(y + place, sum + largest[:, None])
+
+
 _X = on_meta(torch.float32, 2**20)
 
 
@@ -40,5 +55,7 @@ COMPILED = (
     *_control("a logarithm in fp64: Triton-Ascend has none", in_double_precision, x=_X, y=_X, BLOCK=1024),
     *_control("rows that lie anywhere: loaded one by one, without their mask", scattered_rows,
               x=_X, y=_X, rows=70, HEADS=38, ROWS=128, WIDTH=64),
+    *_control("a maximum after what vector cores made for a product: the cores take turns", tile_by_tile,
+              x=_X, y=_X, rounds=70, SIDE=32),
     *_control("takes more of the unified buffer than it states", whole_rows, 4096, x=_X, y=_X, ROWS=4, WIDTH=1024),
 )  # fmt: skip

@@ -10,14 +10,14 @@ import pytest
 
 from contentv.engine import ascend_environment, ascend_gate
 from contentv.engine.ascend_gate import CONTROLS, Row
-from contentv.engine.ascend_lowering import PASSED, differences, judged, meaningful, unified_buffer
+from contentv.engine.ascend_lowering import PASSED, differences, judged, meaningful, takes_turns, unified_buffer
 from contentv.kernels.ascend_memory import CHIPS
 from contentv.kernels.ranks import OPERATIONS
 from contentv.kernels.registry import TABLE
 from contentv.launchers import bench
 
 FIELDS = {"op", "kernel", "config", "chip", "ok", "reached", "message", "seconds", "negative_control"}
-FIELDS |= {"unified_buffer_bytes", "stated_bytes", "scattered_accesses"}
+FIELDS |= {"unified_buffer_bytes", "stated_bytes", "scattered_accesses", "takes_turns"}
 
 
 def call(capfd, *options):
@@ -40,7 +40,7 @@ def test_every_kernel_reaches_the_memory_plan_and_every_control_is_refused(capfd
         assert row["ok"] and row["reached"] == "memory plan" and row["message"] == PASSED, row
         assert 0 < row["unified_buffer_bytes"] <= (row["stated_bytes"] or 192 * 1024), row
     refused = " ".join(row["message"] for row in rows if row["negative_control"])
-    for words in ("ub overflow", "but got fp64", "no matrix with strides", "and states 4096"):
+    for words in ("ub overflow", "but got fp64", "no matrix with strides", "take turns", "and states 4096"):
         assert words in refused
     assert {row["reached"] for row in rows if row["negative_control"]} == {"nothing", "linalg", "memory plan"}
 
@@ -111,6 +111,35 @@ def test_the_recorded_module_tells_its_memory_and_its_chip():
     assert "VECTOR_CORE_COUNT 40, not 48" in said and "CUBE_CORE_COUNT 20, not 24" in said
 
 
+LOOPS = """
+  func.func @_forward{kind}(%arg0: i64) {{
+    scf.for %arg1 = %c0 to %c9 step %c1 {{
+      %0 = arith.addi %arg1, %c1 : i32
+      scf.for %arg2 = %c0 to %c9 step %c128 {{
+        hivm.hir.load
+{inner}
+      }}
+    }}
+    scf.for %arg1 = %c0 to %c9 step %c1 {{
+    }}
+  }}
+  func.func private @vexp()
+    scf.for
+      scf.for
+        scf.for
+          scf.for
+"""
+INNER = """        scf.for %arg3 = %c0 to %c4 step %c1 {
+        }"""
+
+
+def test_a_loop_over_several_tiles_at_once_is_seen():
+    linalg = LOOPS.format(kind="", inner="").partition("func.func private")[0]
+    assert takes_turns(linalg, LOOPS.format(kind="_mix_aic", inner=""))
+    assert not takes_turns(linalg, LOOPS.format(kind="_mix_aic", inner=INNER))
+    assert not takes_turns(linalg, LOOPS.format(kind="", inner="")), "no cube core is in it"
+
+
 def test_what_the_compiler_takes_is_refused_if_it_is_not_what_was_promised():
     row = {"ok": True, "message": PASSED, "stated_bytes": 4096, "unified_buffer_bytes": 4096, "scattered_accesses": 0}
     assert judged(row) == row
@@ -118,6 +147,8 @@ def test_what_the_compiler_takes_is_refused_if_it_is_not_what_was_promised():
     more = judged(row | {"unified_buffer_bytes": 4097})
     assert not more["ok"] and "takes 4097 bytes of the unified buffer and states 4096" in more["message"]
     assert not judged(row | {"scattered_accesses": 1})["ok"]
+    turns = judged(row | {"takes_turns": True})
+    assert not turns["ok"] and "take turns, tile by tile" in turns["message"]
     failed = row | {"ok": False, "message": "error: ub overflow", "scattered_accesses": 1}
     assert judged(failed) == failed
 
