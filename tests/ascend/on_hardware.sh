@@ -101,6 +101,10 @@ ranks() {
 }
 
 kernels() {
+    # Where to rotate: inside attention (its case "rotated" against "joint queries") or with the norm before it (its case
+    # "rotated" against "video unrotated"). docs/ascend.md has the rule.
+    contentv bench kernels --op joint_attention --op qk_norm_rope --case "x125, rotated" --case "x125, joint queries" \
+        --case "x125, video unrotated" --backend npu_triton --seconds 2 --out "$OUT/kernels-rotation.json"
     contentv bench kernels --shapes model --out "$OUT/kernels.json" --png "$OUT/roofline.png"
     contentv bench kernels --shapes odd --out "$OUT/kernels-odd.json"
 }
