@@ -47,6 +47,8 @@ class Row:
     """Loads and stores that are no matrix with strides."""
     takes_turns: bool = False
     """Cube core and vector cores wait for each other at every tile."""
+    one_vector_core: bool = False
+    """One of a cube core's two vector cores does all that the two could share."""
     negative_control: bool = False
     """It must not be ok."""
 

@@ -39,6 +39,11 @@ _TRIES = 3
 _SCATTERED = re.compile("ExtractedLoadOrStore|DiscreteMemAccess")
 """How linalg marks an access that is no matrix with strides: it is made row by row or value by value, and its mask is
 put on what was loaded."""
+_ONE_VECTOR_CORE = re.compile(
+    r"(%\w+) = hivm\.hir\.get_sub_block_idx -> i64\s+(%\w+) = arith\.index_cast \1 .*\s+%\w+ = arith\.cmpi eq, \2, "
+)
+"""How a planned module asks which of the two vector cores it runs on where only the first one may write; where they
+share the work it computes with that number."""
 _RECORDER = """#!/bin/sh
 [ -f "$1" ] && cp "$1" "$CONTENTV_RECORDED"
 exit 1
@@ -103,8 +108,8 @@ class Compiler:
         self._known: dict[tuple[str, str], dict] = {}
 
     def compile(self, module: str, chip: str) -> dict:
-        """ok, reached, message, and of the recorded module what of the unified buffer it takes and whether its cores
-        take turns."""
+        """ok, reached, message, and of the recorded module what of the unified buffer it takes and whether cores
+        wait."""
         if (module, chip) not in self._known:
             self._known[module, chip] = self._compile(module, chip)
         return self._known[module, chip]
@@ -126,6 +131,7 @@ class Compiler:
             recorded = self._recorded.read_text()
             planned["unified_buffer_bytes"] = unified_buffer(recorded)
             planned["takes_turns"] = takes_turns(module, recorded)
+            planned["one_vector_core"] = bool(_ONE_VECTOR_CORE.search(recorded))
             if other := differences(recorded, CHIPS[chip]):
                 planned |= {"ok": False, "message": f"the compiler's {chip} is not kernels/ascend_memory.py's: {other}"}
         return planned
@@ -223,6 +229,8 @@ def judged(row: dict) -> dict:
         reasons.append(f"{row['scattered_accesses']} accesses are no matrix with strides: made one by one, unmasked")
     if row.get("takes_turns"):
         reasons.append("cube core and vector cores take turns, tile by tile, instead of several tiles at once")
+    if row.get("one_vector_core"):
+        reasons.append("one of a cube core's two vector cores does everything")
     if stated and taken > stated:
         reasons.append(f"takes {taken} bytes of the unified buffer and states {stated}")
     return row | {"ok": False, "message": "; ".join(reasons)} if row["ok"] and reasons else row

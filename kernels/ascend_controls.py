@@ -43,6 +43,18 @@ def tile_by_tile(x, y, rounds, SIDE: tl.constexpr):
     tl.store(y + place, sum + largest[:, None])
 
 
+@triton.jit
+def rows_kept(x, y, rounds, SIDE: tl.constexpr):
+    place = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    kept = tl.load(x + place)
+    sum = tl.zeros([SIDE, SIDE], tl.float32)
+    for number in range(rounds):
+        other = tl.load(x + number * SIDE * SIDE + place)
+        weights = tl.exp2(tl.dot(kept, tl.trans(other), input_precision="ieee"))
+        sum = sum + tl.dot(weights, other, input_precision="ieee")
+    tl.store(y + place, sum)
+
+
 _X = on_meta(torch.float32, 2**20)
 
 
@@ -56,6 +68,8 @@ COMPILED = (
     *_control("rows that lie anywhere: loaded one by one, without their mask", scattered_rows,
               x=_X, y=_X, rows=70, HEADS=38, ROWS=128, WIDTH=64),
     *_control("a maximum after what vector cores made for a product: the cores take turns", tile_by_tile,
+              x=_X, y=_X, rounds=70, SIDE=32),
+    *_control("a product's rows are those of a sum that the cube core keeps: one vector core of two", rows_kept,
               x=_X, y=_X, rounds=70, SIDE=32),
     *_control("takes more of the unified buffer than it states", whole_rows, 4096, x=_X, y=_X, ROWS=4, WIDTH=1024),
 )  # fmt: skip

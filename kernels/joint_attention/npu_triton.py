@@ -215,14 +215,15 @@ def _queries(
     ROTATED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """d_q of QUERIES queries of one head. A key that does not exist is a zero row, but its p is not: it could overflow
-    and is taken away."""
+    and is taken away.
+
+    Scores lie as [J, Q] and a query's constants are read for each tile: both the compiler needs to give each of the two
+    vector cores half of the keys. Else one does all and the other waits."""
     for task in range(tl.program_id(0), tasks, programs):
         index, start_q = task // blocks, task % blocks * QUERIES
         k_start, v_start = _head(k, index, heads, k_batch, k_head), _head(v, index, heads, v_batch, v_head)
         row = start_q + tl.arange(0, QUERIES)
         place = index.to(tl.int64) * Q + row
-        lse2_Q = tl.load(lse2 + place, mask=row < Q, other=0.0)
-        delta_Q = tl.load(delta + place, mask=row < Q, other=0.0)
         q_start = _head(q, index, heads, q_batch, q_head)
         q_first, q_second = _read_parts(q_start, cos, sin, start_q, Q, S, q_row, PART, QUERIES, PART_WIDTH, ROTATED)
         d_out_start = _head(d_out, index, heads, d_out_batch, d_out_head)
@@ -232,17 +233,19 @@ def _queries(
         for start in range(0, J, KEYS):
             k_first, k_second = _read_parts(k_start, cos, sin, start, J, S, k_row, PART, KEYS, PART_WIDTH, ROTATED)
             v_JE = _read(v_start, start, J, v_row, E, KEYS, WIDTH)
-            s_QJ = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
+            lse2_Q = tl.load(lse2 + place, mask=row < Q, other=0.0)
+            delta_Q = tl.load(delta + place, mask=row < Q, other=0.0)
+            s_JQ = tl.dot(k_first, tl.trans(q_first), input_precision="ieee")
             if ROTATED:
-                s_QJ = s_QJ + tl.dot(q_second, tl.trans(k_second), input_precision="ieee")
-            s_QJ = s_QJ * exponent
-            s_QJ = tl.where((start + tl.arange(0, KEYS) < J)[None, :], s_QJ, _LOWEST)
-            p_QJ = tl.exp2(s_QJ - lse2_Q[:, None])
-            d_p_QJ = tl.dot(d_out_QE, tl.trans(v_JE), input_precision="ieee")
-            d_s_QJ = p_QJ * (d_p_QJ - delta_Q[:, None])
-            d_q_first = d_q_first + tl.dot(d_s_QJ.to(k_first.dtype), k_first, input_precision="ieee")
+                s_JQ = s_JQ + tl.dot(k_second, tl.trans(q_second), input_precision="ieee")
+            s_JQ = s_JQ * exponent
+            s_JQ = tl.where((start + tl.arange(0, KEYS) < J)[:, None], s_JQ, _LOWEST)
+            p_JQ = tl.exp2(s_JQ - lse2_Q[None, :])
+            d_p_JQ = tl.dot(v_JE, tl.trans(d_out_QE), input_precision="ieee")
+            d_s_JQ = p_JQ * (d_p_JQ - delta_Q[None, :])
+            d_q_first = d_q_first + tl.dot(tl.trans(d_s_JQ.to(k_first.dtype)), k_first, input_precision="ieee")
             if ROTATED:
-                d_q_second = d_q_second + tl.dot(d_s_QJ.to(k_first.dtype), k_second, input_precision="ieee")
+                d_q_second = d_q_second + tl.dot(tl.trans(d_s_JQ.to(k_first.dtype)), k_second, input_precision="ieee")
         d_q_start = _head(d_q, index, heads, d_q_batch, d_q_head)
         _write_parts(
             d_q_start, d_q_first * scale, d_q_second * scale, cos, sin, start_q, Q, S, d_q_row, PART, QUERIES,
@@ -287,19 +290,16 @@ class Tiling:
 _FORWARD, _KEYS, _QUERIES = "forward", "keys", "queries"
 _TILES = {
     64: {_FORWARD: (128, 128), _KEYS: (128, 128), _QUERIES: (128, 128)},
-    128: {_FORWARD: (128, 128), _KEYS: (64, 64), _QUERIES: (128, 64)},
+    128: {_FORWARD: (128, 128), _KEYS: (64, 64), _QUERIES: (128, 128)},
 }
-"""(own, other) by the widest head, in 16 bits: the largest that the compiler finds memory for. Nothing is measured:
-there is no NPU at hand."""
-_ROTATED_TILES = {64: _TILES[64], 128: _TILES[128] | {_QUERIES: (64, 64)}}
-"""Where heads rotate: the largest of which the compiler still takes several at once, cube core beside vector cores."""
+"""(own, other) by the widest head, in 16 bits: the largest that the compiler finds memory for, rotated heads included.
+Nothing is measured: there is no NPU at hand."""
 _EXACT_TILE = (32, 32)
 """In fp32, for comparison and not for speed."""
 
 
 def tiling(dtype: torch.dtype, width: int, part: str, rotated: bool = False) -> Tiling:
-    tiles = _ROTATED_TILES if rotated else _TILES
-    own, other = tiles[min(size for size in tiles if size >= width)][part]
+    own, other = _TILES[min(size for size in _TILES if size >= width)][part]
     if dtype == torch.float32:
         own, other = _EXACT_TILE
     half = _padded(width // 2) if rotated else 0

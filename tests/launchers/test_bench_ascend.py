@@ -17,7 +17,7 @@ from contentv.kernels.registry import TABLE
 from contentv.launchers import bench
 
 FIELDS = {"op", "kernel", "config", "chip", "ok", "reached", "message", "seconds", "negative_control"}
-FIELDS |= {"unified_buffer_bytes", "stated_bytes", "scattered_accesses", "takes_turns"}
+FIELDS |= {"unified_buffer_bytes", "stated_bytes", "scattered_accesses", "takes_turns", "one_vector_core"}
 
 
 def call(capfd, *options):
@@ -40,7 +40,14 @@ def test_every_kernel_reaches_the_memory_plan_and_every_control_is_refused(capfd
         assert row["ok"] and row["reached"] == "memory plan" and row["message"] == PASSED, row
         assert 0 < row["unified_buffer_bytes"] <= (row["stated_bytes"] or 192 * 1024), row
     refused = " ".join(row["message"] for row in rows if row["negative_control"])
-    for words in ("ub overflow", "but got fp64", "no matrix with strides", "take turns", "and states 4096"):
+    for words in (
+        "ub overflow",
+        "but got fp64",
+        "no matrix with strides",
+        "take turns",
+        "does everything",
+        "and states 4096",
+    ):
         assert words in refused
     assert {row["reached"] for row in rows if row["negative_control"]} == {"nothing", "linalg", "memory plan"}
 
@@ -149,6 +156,7 @@ def test_what_the_compiler_takes_is_refused_if_it_is_not_what_was_promised():
     assert not judged(row | {"scattered_accesses": 1})["ok"]
     turns = judged(row | {"takes_turns": True})
     assert not turns["ok"] and "take turns, tile by tile" in turns["message"]
+    assert not judged(row | {"one_vector_core": True})["ok"]
     failed = row | {"ok": False, "message": "error: ub overflow", "scattered_accesses": 1}
     assert judged(failed) == failed
 
