@@ -84,8 +84,8 @@ class Drill:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.told()}") from None
 
-    def rank_process(self, rank: int) -> int:
-        """The number of a rank's process: all virtual nodes are this machine."""
+    def rank_process(self, rank: int, program: str = "train") -> int:
+        """The number of a rank's process of that module: all virtual nodes are this machine."""
         job = self.attempts()[-1].job
         for place in Path("/proc").glob("[0-9]*"):
             try:
@@ -93,7 +93,7 @@ class Drill:
             except OSError:
                 continue
             mine = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()} <= set(environment)
-            if mine and b"contentv.launchers.train" in command and not command.startswith(b"srun"):
+            if mine and f"contentv.launchers.{program}".encode() in command and not command.startswith(b"srun"):
                 return int(place.name)
         raise AssertionError(f"no process of rank {rank} of job {job}\n{self.told()}")
 

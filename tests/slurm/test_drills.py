@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from contentv.engine.circumstances import circumstances
+from contentv.engine.node_verdict import MARK
 from contentv.engine.restarts import Restarts
 from contentv.engine.run_files import LOGS_FOLDER
 from tests.slurm.cluster import tell, until
@@ -174,6 +175,34 @@ def test_a_node_that_lost_its_device_is_named_and_left_out(drill, slurm):
     assert "n1" not in drill.attempts()[-1].nodes and len(drill.attempts()) == 2
     said = next((drill.folder / LOGS_FOLDER).glob("job-*.log")).read_text()
     assert "n1 is bad: rank 0: CONTENTV_DEVICE is cuda, but this torch sees no CUDA device" in said
+
+
+def test_a_node_check_in_which_every_rank_hangs_has_an_end_of_its_own(drill):
+    options = ["--node-check", "exclude", "--node-check-limit", "1"]
+    job = drill.launch(*options, nodes=2, ranks=1, tensor=1, steps=20)
+    logs = drill.folder / LOGS_FOLDER / "attempt-1"
+    hanging = []
+    for rank in (0, 1):
+        drill.until(lambda rank=rank: list(logs.glob(f"{MARK}{rank}-*")), f"rank {rank} that asks its device")
+        hanging.append(drill.rank_process(rank, "node_check"))
+        os.kill(hanging[-1], signal.SIGSTOP)
+
+    def has_ended() -> bool:
+        # Slurm wakes a stopped process before it asks it to end; one whose device hangs does not wake.
+        for process in hanging:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGSTOP)
+        return bool(drill.attempts()[0].ended)
+
+    drill.until(has_ended, "end of the check")
+    hung = drill.attempts()[0]
+    # Slurm looks at the limits of steps twice a minute.
+    assert hung.ended - hung.started < 180 and (hung.status, hung.next, hung.bad_nodes) == (1, "again", ())
+    assert hung.reason.startswith("the node check did not end within 1 min: ") and all(
+        f"on {node} the device of rank {rank} did not answer" in hung.reason for rank, node in enumerate(hung.nodes)
+    )
+    assert drill.wait_until_over(job) == "COMPLETED", drill.told()
+    assert len(drill.attempts()) == 2
 
 
 def test_a_job_that_is_cancelled_does_not_come_back(drill):
