@@ -205,13 +205,14 @@ def with_mounts(job: SlurmJob, mounts: Sequence[Path]) -> tuple[tuple[str, str],
 
 SIGNALS = """
 # --- Signals: USR1 comes from Slurm ahead of the time limit and from contentv stop, TERM with a preemption. Ranks save
-# at the end of their step and leave with status 75.
+# at the end of their step and leave with status 75. $asked is USR1 once that has come, whatever else did.
 step= asked= interrupted=
 ask() {
-    asked=yes interrupted=yes
+    interrupted=yes
     [ -n "$step" ] && kill -USR1 "$step"
 }
-trap ask USR1 TERM
+trap 'asked=USR1; ask' USR1
+trap 'asked=${asked:-TERM}; ask' TERM
 """
 
 ATTEMPT = """
@@ -319,5 +320,6 @@ exit "$status"
 
 REQUEUE = """    again"""
 
-NEXT_LINK = """    # Out of time, the next job of the chain goes on; what failed begins again in this one.
-    [ -n "$asked" ] || again"""
+NEXT_LINK = """    # Out of time, the next job of the chain goes on; what failed or was preempted begins again in this
+    # one, and the next waits until this one is over for good.
+    [ "$asked" = USR1 ] || again || echo "the next job of the chain goes on instead" >&2"""

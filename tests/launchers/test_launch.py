@@ -79,7 +79,7 @@ def test_every_link_of_a_chain_but_the_last_leaves_its_time_limit_to_the_next():
     config = launch.starting_point("quickstart")
     jobs = launch.Jobs(options, grid.points_of(config, []), Path("run").absolute())
     first, last = jobs.text(1, is_last=False), jobs.text(2, is_last=True)
-    assert '[ -n "$asked" ] || again' in first and '[ -n "$asked" ] || again' not in last
+    assert '[ "$asked" = USR1 ] || again' in first and '[ "$asked" = USR1 ] || again' not in last
 
 
 SIZE = ["--nodes", "2", "--devices-per-node", "2"]

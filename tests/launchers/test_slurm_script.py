@@ -92,11 +92,25 @@ def test_a_job_that_is_cancelled_is_left_alone(run_script):
     assert calls == [] and "could not be requeued" not in said
 
 
-@pytest.mark.parametrize(("train", "requeued"), [("exit 75", True), ("kill -USR1 $PPID; sleep 30", False)])
-def test_a_link_that_was_asked_to_stop_leaves_the_rest_to_the_next(run_script, tmp_path, train, requeued):
+@pytest.mark.parametrize(
+    ("train", "requeued"),
+    [
+        ("exit 75", True),
+        ("kill -USR1 $PPID; sleep 30", False),
+        ("kill -TERM $PPID; sleep 30", True),  # preempted: its time is not over
+        # The time limit itself, after its warning. (Of two signals at once bash's wait may lose one.)
+        ("trap '' USR1; kill -USR1 $PPID; sleep 1; kill -TERM $PPID; sleep 1; exit 75", False),
+    ],
+)
+def test_a_link_that_is_out_of_time_leaves_the_rest_to_the_next(run_script, tmp_path, train, requeued):
     _, said, calls = run_script(*OFF, is_last=False, TRAIN=train)
     assert calls == (["requeue 7"] if requeued else []), said
     assert Restarts(tmp_path / "run").attempts()[-1].status == 75
+
+
+def test_a_preempted_link_that_slurm_does_not_requeue_leaves_the_rest_to_the_next(run_script):
+    status, said, calls = run_script(*OFF, is_last=False, TRAIN="kill -TERM $PPID; sleep 30", REFUSED="yes")
+    assert (status, calls) == (138, ["requeue 7"]) and "the next job of the chain goes on instead" in said
 
 
 def test_without_rank_0s_address_no_rank_starts(run_script, tmp_path):

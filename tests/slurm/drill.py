@@ -15,7 +15,8 @@ from contentv.engine.run_files import METRICS_FILE
 from contentv.engine.sent_jobs import sent_jobs
 from tests.slurm.cluster import ask, tell, until
 
-STEPS = 120
+ENDLESS = 100_000
+"""Steps of a run that is ended by something else."""
 EVERY = 10
 """Steps between checkpoints."""
 PATIENCE = 200
@@ -35,7 +36,7 @@ class Drill:
     shards: Path
     jobs: list[str] = field(default_factory=list)
 
-    def launch(self, *options: str, nodes: int = 2, ranks: int = 2, tensor: int = 2, steps: int = STEPS) -> str:
+    def launch(self, *options: str, nodes: int = 2, ranks: int = 2, tensor: int = 2, steps: int) -> str:
         """Sends it; returns the (first) job's number."""
         layout = ["--parallel.tensor", str(tensor), "--trainer.max-steps", str(steps)]
         places = ["--data.folder", str(self.shards), "--run.folder", str(self.folder)]
@@ -100,14 +101,12 @@ class Drill:
     def strike(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.rank_process(rank), number)
 
-    def undisturbed(self, job: str) -> Callable[[], list[tuple]]:
-        """A call waits until the job is complete and returns its steps."""
-
-        def wait() -> list[tuple]:
-            assert self.wait_until_over(job) == "COMPLETED", self.told()
-            return steps(self.folder)
-
-        return wait
+    def undisturbed(self, count: int) -> list[tuple]:
+        """The first `count` steps of a run of the same length, in one attempt."""
+        self.launch(steps=ENDLESS)
+        self.wait_for_step(1, count)
+        assert len(self.attempts()) == 1, self.told()
+        return steps(self.folder)[:count]
 
     def told(self) -> str:
         """Everything there is to read, for a drill that failed."""
