@@ -8,6 +8,7 @@ from typing import Any
 
 from ..parallel.sighting import SILENT, slow_ranks
 from . import config_yaml, heartbeats
+from .readable import duration, rounded
 from .restarts import Attempt, Restarts, step_lines
 from .run_files import JOBS_FOLDER, LOGS_FOLDER, METRICS_FILE
 from .sent_jobs import OVER, SENT_FILE, QueuedJob
@@ -49,7 +50,7 @@ class RunStatus:
         shown.append(f"step {self.step:,}{of}, last checkpoint {self.checkpoint_step:,}")
         if self.seconds_per_step is not None:
             loss = f"{self.loss:.4g}" if isinstance(self.loss, float) else self.loss
-            shown[-1] += f", loss {loss}, {self.seconds_per_step:.3g} s a step"
+            shown[-1] += f", loss {loss}, {rounded(self.seconds_per_step)} s a step"
         if self.seconds_left:
             shown[-1] += f", {duration(self.seconds_left)} left"
         if self.goodput:
@@ -169,12 +170,3 @@ def _some(kind: str, lines: Sequence[str]) -> list[str]:
 def _job_line(job: dict[str, Any]) -> str:
     left = f", {job['remaining']} left" if job["remaining"] and job["state"] not in OVER else ""
     return f"job {job['job']}: {job['state']}{', ' if job['reason'] else ''}{job['reason']}{left}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit of a size that a person can weigh: 95 s, 45 min, 12.3 h, 5.2 days."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -24,6 +24,7 @@ from typing import IO
 
 from ..engine.grid import parse_grid
 from ..engine.hardware import HARDWARE, Hardware, hardware_of
+from ..engine.readable import rounded
 from ..engine.restarts import Restarts
 from ..engine.sent_jobs import sent_jobs
 from ..engine.sweep import STRONG, WEAK, Point, Row, Sweep, note, prepare, status_of
@@ -136,8 +137,9 @@ def in_the_queue(row: Row, measure: Callable[[Path], dict[str, float | None]]) -
 def describe(row: Row) -> str:
     """One line about a point."""
     if row.measured:
-        rate, seconds = row.measured["tokens_per_second"], row.measured["seconds"]
-        return f"{row.point.name}: {seconds:.3f} s a step, {rate:,.0f} tokens a second"
+        planned = f" (planned {rounded(row.predicted_seconds)})" if row.predicted_seconds else ""
+        rate, seconds = (rounded(row.measured[name]) for name in ("tokens_per_second", "seconds"))
+        return f"{row.point.name}: {seconds} s a step{planned}, {rate} tokens a second"
     return f"{row.point.name}: {row.status}{': ' if row.reason else ''}{row.reason}"
 
 

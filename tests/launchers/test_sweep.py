@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,9 @@ def test_a_sweep_trains_measures_and_goes_on(recipe, tmp_path, capsys, monkeypat
     line = [recipe, "--grid", "parallel.tensor=2,3", "--world", "2", "--steps", "4", "--out", out, "--json"]
     line = [*map(str, line), "--trainer.micro-batch", "1"]
     assert sweep.main(line) == 0
-    done, refused = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    done, refused = json.loads(printed.out)
+    assert re.search(r"1/2 world-2\S*: [\d.]+ s a step \(planned [\d.]+\), [\d,]+ tokens a second\n", printed.err)
     assert (done["status"], done["parallel.tensor"], done["world"], done["global_batch"]) == ("done", "2", 2, 4)
     assert done["seconds"] > 0 and done["tokens_per_second"] == pytest.approx(17 * 4 / done["seconds"], rel=0.5)
     assert 0 < done["predicted_seconds"] < 1 and refused["predicted_seconds"] is None
