@@ -1,5 +1,6 @@
 """What every drill does: launch as a user does, wait for an event, strike, and read what the run folder says."""
 
+import contextlib
 import json
 import os
 import re
@@ -100,6 +101,18 @@ class Drill:
 
     def strike(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.rank_process(rank), number)
+
+    def hold_until_end(self, attempt: int, processes: Sequence[int]) -> Attempt:
+        """Keeps processes stopped until that attempt has ended, whoever else continues them."""
+
+        def has_ended() -> bool:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGSTOP)
+            return any(each.attempt == attempt and each.ended for each in self.attempts())
+
+        self.until(has_ended, f"end of attempt {attempt}")
+        return self.wait_for_end(attempt)
 
     def undisturbed(self, count: int) -> list[tuple]:
         """The first `count` steps of a run of the same length, in one attempt."""

@@ -87,8 +87,7 @@ def keep(goodput: dict) -> None:
 def test_a_stuck_rank_is_named_and_the_run_can_be_stopped_while_it_starts_again(drill):
     job = drill.launch("--parallel.timeout-seconds", "8", nodes=1, steps=ENDLESS)
     drill.wait_for_step(1, 3)
-    drill.strike(1, signal.SIGSTOP)
-    stuck = drill.wait_for_end(1)
+    stuck = drill.hold_until_end(1, [drill.rank_process(1)])
     assert stuck.next == "again" and "no progress for 8 s at step" in stuck.reason
     assert (
         "rank 1 silent for" in stuck.reason
@@ -232,16 +231,8 @@ def test_a_node_check_in_which_every_rank_hangs_has_an_end_of_its_own(drill):
         drill.until(lambda rank=rank: list(logs.glob(f"{MARK}{rank}-*")), f"rank {rank} that asks its device")
         hanging.append(drill.rank_process(rank, "node_check"))
         os.kill(hanging[-1], signal.SIGSTOP)
-
-    def has_ended() -> bool:
-        # Slurm wakes a stopped process before it asks it to end; one whose device hangs does not wake.
-        for process in hanging:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGSTOP)
-        return bool(drill.attempts()[0].ended)
-
-    drill.until(has_ended, "end of the check")
-    hung = drill.attempts()[0]
+    # Slurm wakes a stopped process before it asks it to end; one whose device hangs does not wake.
+    hung = drill.hold_until_end(1, hanging)
     # Slurm looks at the limits of steps twice a minute.
     assert hung.ended - hung.started < 180 and (hung.status, hung.next, hung.bad_nodes) == (1, "again", ())
     assert hung.reason.startswith("the node check did not end within 1 min: ") and all(
