@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
-from ..kernels.device import is_accelerator, wait_for
+from ..kernels.device import is_accelerator, name_of, wait_for
 from ..parallel.accelerator import device_of, present
 from ..parallel.config import ParallelConfig
 from ..parallel.mesh import build_mesh
@@ -29,7 +29,8 @@ def measure(folder: Path, *, node: str, rank: int, ranks_here: int) -> None:
     """Keeps this rank's figures in `folder` before it meets the others, and with the sum over its node afterwards."""
     # Before the ranks meet: a device that does not work must not be told as a failed meeting of all.
     device = own_device()
-    record = {"node": node, "rank": rank, "device": device.type, "error": None}
+    record = {"node": node, "rank": rank, "device": device.type, "name": name_of(device), "ranks_here": ranks_here}
+    record |= {"error": None}
     record |= {"matmul_tflops": matmul(device), "copy_gb_per_s": copy(device)}
     keep(folder, record)
     mesh = build_mesh(ParallelConfig(tensor=ranks_here, timeout_seconds=MEET_WITHIN))

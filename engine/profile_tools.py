@@ -1,9 +1,11 @@
 """How a run is started under a vendor's profiler. Imports no torch.
 
-Sources: Nsight Systems user guide (capture ranges), Nsight Compute CLI (profiling start and stop, NVTX), CANN msprof.
+Sources: Nsight Systems user guide (capture ranges), Nsight Compute CLI (profiling start and stop, NVTX, sets), CANN 9.0
+msprof (general command; msproftx data). tests/engine/test_profile_tools.py has nsys and ncu parse theirs.
 """
 
 import shlex
+import sys
 from collections.abc import Sequence
 
 from .config import ProfileConfig
@@ -15,7 +17,7 @@ RANK = "${RANK:-${SLURM_PROCID:-0}}"
 
 def under_tool(config: ProfileConfig, run: str, argv: Sequence[str]) -> str:
     """The shell command that starts one rank of `contentv train` with these arguments under `config.tool`."""
-    train = f"python -m contentv.launchers.train {shlex.join(argv)}"
+    train = f"{shlex.quote(sys.executable)} -m contentv.launchers.train {shlex.join(argv)}"
     folder = profile_folder(run, config.steps)
     output = f'{shlex.quote(str(folder))}/"{config.tool}-{RANK}"'
     made = f"mkdir -p {shlex.quote(str(folder))} && "
@@ -32,4 +34,5 @@ def under_tool(config: ProfileConfig, run: str, argv: Sequence[str]) -> str:
             f"--export={output} {train} --parallel.timeout-seconds 36000"
         )
     assert config.tool == "msprof", config.tool
-    return f"{made}msprof --output={output} --msproftx=on --application={shlex.quote(train)}"
+    # Not by --application=, in which msprof takes a command apart by itself and knows no quotes.
+    return f"{made}msprof --output={output} --msproftx=on {train}"

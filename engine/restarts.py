@@ -83,6 +83,11 @@ class Restarts:
         attempts, earlier = self._read()
         return attempts[earlier:]
 
+    def launched(self) -> float | None:
+        """When `contentv launch` was here last, in seconds since 1970; None: never."""
+        times = [record.get("time") for record in json_lines.read(self.path) if record.get("event") == "launch"]
+        return next((time for time in reversed(times) if isinstance(time, (int, float))), None)
+
     def launch(self) -> None:
         """Records that a job is about to be sent, and forgets a request to stop. Makes the folder if need be."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from .. import __version__
 from ..engine import snapshot
 from ..engine.config_yaml import CONFIG_FILE, to_yaml
 from ..engine.data.manifest import MANIFEST_FILE
+from ..engine.node_floor import SHARE
 from ..engine.restarts import Restarts
 from ..engine.run_files import JOBS_FOLDER, LOGS_FOLDER
 from ..engine.sent_jobs import SCRIPT_FILE, SENT_FILE, sent_jobs
@@ -28,7 +29,7 @@ from . import slurm_queue
 from .command_line import call, parse_run, run_help, starting_point, tell
 from .grid import Point, points_of
 from .recipes import RECIPES
-from .slurm_script import SET, Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
+from .slurm_script import SET, BelowFloor, Device, NodeCheck, Place, Runtime, SlurmJob, script, with_mounts
 
 PASSED_ON = ("account", "partition", "qos", "constraint", "time")
 """Options of sbatch that have the same name here."""
@@ -37,6 +38,8 @@ OURS = ("nodes", "ntasks-per-node", "ntasks", "requeue", "no-requeue", "signal",
         "ntasks-per-gpu", *PASSED_ON)  # fmt: skip
 """Options of sbatch that --sbatch does not take: the script relies on them, or they have an option of their own."""
 
+CHECK_MINUTES = 10
+"""Of a node check: hundreds of ranks that start Python from one file system, and two minutes for one that hangs."""
 LONGEST_AHEAD = 65535
 """Seconds ahead of the time limit that sbatch's --signal takes."""
 
@@ -165,6 +168,9 @@ def slurm_job(options: argparse.Namespace, *, name: str, is_last: bool) -> Slurm
         save_ahead=options.save_ahead,
         max_restarts=options.max_restarts,
         node_check=options.node_check,
+        node_check_limit=options.node_check_limit,
+        node_floor=options.node_floor,
+        below_floor=options.below_floor,
         python=options.python or ("python3" if options.container else sys.executable),
         bookkeeper=sys.executable,
         container=options.container,
@@ -210,6 +216,16 @@ def _count(text: str) -> int:
     return 0 if text == "0" else _positive(text)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1, such as 0.5")
+    return share
+
+
 def _word(text: str) -> str:
     if not text or any(character in text for character in '"\n\0'):
         raise argparse.ArgumentTypeError(f'{text!r} is empty, or holds " or a line end')
@@ -238,6 +254,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             f"--time {options.time} is {limit} s and --save-ahead is {options.save_ahead} s: each job would be asked "
             "to save before it has trained for long; give at least twice --save-ahead as --time"
         )
+    options.node_check_limit = node_check_limit(options.node_check_limit, limit)
     if options.save_ahead > LONGEST_AHEAD:
         raise ValueError(f"--save-ahead is {options.save_ahead}; Slurm takes at most {LONGEST_AHEAD} s")
     if options.grid and options.chain > 1:
@@ -245,6 +262,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             "--chain and --grid cannot be combined: launch the sweep's points one by one, or leave --chain out"
         )
     return options, changes
+
+
+def node_check_limit(given: int | None, seconds: int | None) -> int:
+    """Minutes of a node check in a job of so many seconds, None: not known. Raises ValueError for too many."""
+    if given is not None and seconds is not None and 60 * given >= seconds:
+        raise ValueError(
+            f"--node-check-limit {given} minutes leave nothing of --time, which is {seconds} s; give fewer, or off as "
+            "--node-check"
+        )
+    return given or (CHECK_MINUTES if seconds is None else max(1, min(CHECK_MINUTES, seconds // 120)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -274,6 +301,14 @@ def parser() -> argparse.ArgumentParser:
                       help="failures after which the run is not restarted any more; default: 100")  # fmt: skip
     life.add_argument("--node-check", choices=get_args(NodeCheck), default="exclude",
                       help="a bad node: requeue without it, or stop; off: no check; default: exclude")  # fmt: skip
+    life.add_argument("--node-check-limit", type=_positive, metavar="MINUTES",
+                      help="after which Slurm ends a check in which all ranks hang; default: 10, or half of --time "
+                      "where that is less")  # fmt: skip
+    life.add_argument("--node-floor", type=_share, default=SHARE, metavar="SHARE",
+                      help="of the published figures of its kind that a device must do (engine/hardware.py), whatever "
+                      "the other nodes do; 0: nothing is asked; default: %(default)s")  # fmt: skip
+    life.add_argument("--below-floor", choices=get_args(BelowFloor), default="warn",
+                      help="a node below that floor: a warning, or as any bad node; default: %(default)s")  # fmt: skip
     sweep = made.add_argument_group("sweep")
     sweep.add_argument("--grid", action="append", default=[], metavar="KEY=VALUE,VALUE",
                        help="one array task for each combination, in a folder of its own; may be repeated")  # fmt: skip

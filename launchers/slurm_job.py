@@ -2,7 +2,8 @@
 
     begin RUN CONFIG --job N --nodes NAME...     prints the attempt's number, or "complete"
     end RUN CONFIG --attempt N --status N ...    prints complete, again or stop
-    judge RUN --attempt N ...                    prints the bad nodes, with commas; nothing where all are good
+    judge RUN --attempt N ...                    prints the bad nodes, with commas; nothing where all are good; with
+                                                 exit status 3 why the check, which reached its limit, says nothing
     leave RUN --attempt N --bad-nodes ...        ends an attempt for their sake; prints again or stop
 
 Why, they say on stderr, which is the job's log. Exit status 1: the run must not be started again. Imports no torch.
@@ -15,8 +16,12 @@ from pathlib import Path
 
 from ..engine import node_verdict, rank_logs
 from ..engine.config_yaml import load
+from ..engine.node_floor import Floor
 from ..engine.restarts import MISTAKE, SAVED_NOT_FINISHED, Restarts
 from .command_line import FAILURE, call, tell
+
+UNENDED = 3
+"""Exit status of `judge` for a check that reached its limit and blames no node."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +62,7 @@ def end(options: argparse.Namespace) -> int:
     following, reason = Restarts(options.run).end(
         options.attempt,
         status=status,
-        reason=rank_logs.what_failed(logs),
+        reason=options.reason or rank_logs.what_failed(logs),
         max_steps=load(options.config).trainer.max_steps,
         budget=options.max_restarts,
     )
@@ -79,13 +84,25 @@ def tell_end(options: argparse.Namespace, following: str, reason: str) -> int:
 
 
 def judge(options: argparse.Namespace) -> int:
+    # By the script's own clock: what srun says of a limit differs between versions of Slurm.
+    is_late = options.seconds >= 60 * options.limit
     verdict = node_verdict.judge(
-        Path(options.run), Path(options.logs), attempt=options.attempt, job=options.job, asked=bool(options.asked)
+        Path(options.run),
+        Path(options.logs),
+        attempt=options.attempt,
+        job=options.job,
+        asked=bool(options.asked),
+        floor=Floor(share=options.floor, excludes=options.below_floor == "exclude"),
+        unended=node_verdict.Unended(
+            minutes=options.limit, nodes=tuple(options.nodes), ranks_per_node=options.ranks_per_node
+        )
+        if is_late
+        else None,
     )
-    print(",".join(verdict.bad), flush=True)
+    print(verdict.unended or ",".join(verdict.bad), flush=True)
     for line in verdict.lines:
         tell(line)
-    return 0
+    return UNENDED if verdict.unended else 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -105,7 +122,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         made[name].add_argument("--asked", default="", help="not empty: it was asked to stop meanwhile")
     for name in ("begin", "judge"):
         made[name].add_argument("--job", required=True)
-    made["begin"].add_argument("--nodes", nargs="+", required=True)
+    for name in ("begin", "judge"):
+        made[name].add_argument("--nodes", nargs="+", required=True)
+    made["judge"].add_argument("--ranks-per-node", type=int, required=True)
+    made["judge"].add_argument("--seconds", type=int, required=True, help="that the check took")
+    made["judge"].add_argument("--limit", type=int, required=True, help="minutes that it was given")
+    made["judge"].add_argument("--floor", type=float, required=True)
+    made["judge"].add_argument("--below-floor", choices=("warn", "exclude"), required=True)
+    made["end"].add_argument("--reason", default="", help="why, where the ranks' logs do not say it")
     made["end"].add_argument("--status", type=int, required=True)
     made["leave"].add_argument("--bad-nodes", required=True)
     made["leave"].add_argument("--then", choices=("exclude", "stop"), required=True)

@@ -1,37 +1,16 @@
-"""What Slurm is asked and told: sbatch, squeue, scancel, and their answers as values."""
+"""What Slurm is asked and told: sbatch, squeue, sacct, scancel, and their answers as values."""
 
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from ..engine.sent_jobs import GONE, QueuedJob
 
 LIMIT = 60
 """Seconds that one of Slurm's commands may take; a busy controller answers late."""
-GONE = "GONE"
-"""A job that squeue does not know any more."""
-
-OVER = (GONE, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "PREEMPTED",
-        "BOOT_FAIL", "REVOKED")  # fmt: skip
-"""States that a job does not leave again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueuedJob:
-    """One line of squeue."""
-
-    job: str
-    state: str
-    """RUNNING, PENDING, COMPLETING ...; GONE: Slurm does not know it any more."""
-    reason: str
-    """Why it waits, in Slurm's word; or its nodes."""
-    remaining: str
-    """Time to its limit, as Slurm writes it."""
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in OVER
 
 
 def is_here() -> bool:
@@ -69,6 +48,21 @@ def look_up(job: str) -> QueuedJob:
     found = [parse_squeue(line) for line in done.stdout.splitlines()]
     # Of an array that waits, the line may be of all its tasks: what is cancelled later is the one that was asked for.
     return replace(next((each for each in found if each.job == job), found[0]), job=job) if found else gone
+
+
+def fate(job: str) -> QueuedJob:
+    """The same, and of a job that squeue has forgotten how it ended, where the cluster keeps accounts; else GONE.
+
+    Raises ValueError as `look_up` does.
+    """
+    found = look_up(job)
+    if found.state != GONE or not shutil.which("sacct"):
+        return found
+    done = _run(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State"])
+    # Without accounts it fails; `CANCELLED by 1000` says who it was.
+    states = done.stdout.split("\n") if done.returncode == 0 else []
+    ended = next((state.split()[0].rstrip("+") for state in reversed(states) if state.strip()), GONE)
+    return replace(found, state=ended)
 
 
 def seconds_of(limit: str) -> int | None:

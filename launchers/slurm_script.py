@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 NodeCheck = Literal["exclude", "stop", "off"]
+BelowFloor = Literal["warn", "exclude"]
 Runtime = Literal["pyxis", "apptainer"]
 Device = Literal["cuda", "npu", "cpu"]
 
@@ -73,6 +74,11 @@ class SlurmJob:
     """Seconds before the time limit at which ranks are asked to save."""
     max_restarts: int
     node_check: NodeCheck
+    node_check_limit: int
+    """Minutes, in which Slurm counts."""
+    node_floor: float
+    """Share of the devices' published figures."""
+    below_floor: BelowFloor
     python: str
     """Python on the nodes, in the container if there is one."""
     bookkeeper: str
@@ -100,7 +106,7 @@ def script(job: SlurmJob, place: Place, what: str) -> str:
         STEPS.replace("@srun@", " ".join(srun(job, place))).replace("@python@", shlex.join(ranks_python(job))),
     ]
     if job.node_check != "off":
-        parts.append(NODE_CHECK.replace("@then@", job.node_check))
+        parts.append(node_check(job))
     parts.append(TRAINING.replace("@again@", REQUEUE if job.is_last else NEXT_LINK))
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -181,6 +187,15 @@ def ranks_python(job: SlurmJob) -> list[str]:
     return [job.python]
 
 
+def node_check(job: SlurmJob) -> str:
+    words = {"@then@": job.node_check, "@limit@": job.node_check_limit, "@ranks@": job.devices_per_node,
+             "@floor@": job.node_floor, "@below@": job.below_floor}  # fmt: skip
+    text = NODE_CHECK
+    for word, value in words.items():
+        text = text.replace(word, str(value))
+    return text
+
+
 def with_mounts(job: SlurmJob, mounts: Sequence[Path]) -> tuple[tuple[str, str], ...]:
     """The environment, with what apptainer is to mount."""
     if job.container is None or job.container_runtime != "apptainer":
@@ -190,13 +205,14 @@ def with_mounts(job: SlurmJob, mounts: Sequence[Path]) -> tuple[tuple[str, str],
 
 SIGNALS = """
 # --- Signals: USR1 comes from Slurm ahead of the time limit and from contentv stop, TERM with a preemption. Ranks save
-# at the end of their step and leave with status 75.
+# at the end of their step and leave with status 75. $asked is USR1 once that has come, whatever else did.
 step= asked= interrupted=
 ask() {
-    asked=yes interrupted=yes
+    interrupted=yes
     [ -n "$step" ] && kill -USR1 "$step"
 }
-trap ask USR1 TERM
+trap 'asked=USR1; ask' USR1
+trap 'asked=${asked:-TERM}; ask' TERM
 """
 
 ATTEMPT = """
@@ -223,14 +239,15 @@ export MASTER_ADDR MASTER_PORT
 """
 
 STEPS = """
-# ranks NAME MODULE ARGUMENT...: one process a rank, to its end; its status in $status. In the background, because a
-# shell that waits for a program in the foreground hears no signal.
+# ranks NAME MODULE ARGUMENT...: one process a rank, to its end or to Slurm's $limit; its status in $status. In the
+# background, because a shell that waits for a program in the foreground hears no signal.
+limit=
 ranks() {
     local name=$1
     shift
     status=75
     [ -n "$asked" ] && return
-    @srun@ @python@ -m "$@" 2>>"$logs/srun-$name.log" &
+    @srun@ $limit @python@ -m "$@" 2>>"$logs/srun-$name.log" &
     step=$! interrupted=yes
     # It came while there was no step to pass it on to.
     [ -n "$asked" ] && kill -USR1 "$step"
@@ -258,11 +275,19 @@ again() {
 """
 
 NODE_CHECK = """
-# --- The nodes first: a slow or broken one would hold up all others for as long as the job runs.
+# --- The nodes first: a slow or broken one would hold up all others for as long as the job runs. Slurm ends a check in
+# which all hang at its limit.
+limit=--time=@limit@ began=$SECONDS
 ranks node_check contentv.launchers.node_check "$logs"
-bad=$("${bookkeeping[@]}" judge "$run" --attempt "$attempt" --logs "$logs" --job "$id" \\
-    --asked "$asked")
-if [ -n "$bad" ]; then
+bad=$("${bookkeeping[@]}" judge "$run" --attempt "$attempt" --logs "$logs" --job "$id" --nodes $nodes \\
+    --ranks-per-node @ranks@ --seconds $((SECONDS - began)) --limit @limit@ --floor @floor@ \\
+    --below-floor @below@ --asked "$asked")
+if [ $? = 3 ]; then
+    next=$("${bookkeeping[@]}" end "$run" "$config" --attempt "$attempt" --status 1 --logs "$logs" \\
+        --reason "$bad" --max-restarts $max_restarts)
+    [ "$next" = again ] && again
+    exit 1
+elif [ -n "$bad" ]; then
     next=$("${bookkeeping[@]}" leave "$run" --attempt "$attempt" --bad-nodes "$bad" --then @then@ \\
         --max-restarts $max_restarts)
     excluded=$(squeue -h -j "$id" -o %x)  # by the user
@@ -271,6 +296,7 @@ if [ -n "$bad" ]; then
     [ "$next" = again ] && again && scontrol update JobId="$id" ExcNodeList="$bad${excluded:+,$excluded}"
     exit 1
 fi
+limit=
 """
 
 TRAINING = """
@@ -294,5 +320,6 @@ exit "$status"
 
 REQUEUE = """    again"""
 
-NEXT_LINK = """    # Out of time, the next job of the chain goes on; what failed begins again in this one.
-    [ -n "$asked" ] || again"""
+NEXT_LINK = """    # Out of time, the next job of the chain goes on; what failed or was preempted begins again in this
+    # one, and the next waits until this one is over for good.
+    [ "$asked" = USR1 ] || again || echo "the next job of the chain goes on instead" >&2"""

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..engine.restarts import Restarts
 from ..engine.run_status import run_status
-from ..engine.sent_jobs import sent_jobs
+from ..engine.sent_jobs import GONE, QueuedJob, sent_jobs
 from . import slurm_queue
 from .command_line import call, tell
 
@@ -25,26 +26,24 @@ def main(argv: Sequence[str]) -> int:
 def run(argv: Sequence[str]) -> int:
     options = parse(argv)
     folder = Path(options.run)
-    status = run_status(folder, time.time())
     jobs = queued_jobs(folder)
+    status = run_status(folder, time.time(), jobs)
     if options.json:
-        print(json.dumps(asdict(status) | {"jobs": [asdict(job) for job in jobs]}))
+        print(json.dumps(asdict(status)))
         return 0
     for line in status.lines():
         print(line)
-    for job in jobs:
-        print(f"job {job.job:<10} {job.state}, {job.reason or 'no reason given'}, {job.remaining} left")
     return 0
 
 
-def queued_jobs(folder: Path) -> list[slurm_queue.QueuedJob]:
-    """Those of the run that squeue knows. Where it does not answer, the folder still says most of it."""
+def queued_jobs(folder: Path) -> list[QueuedJob]:
+    """Those of the last launch that Slurm knows. Where it does not answer, the folder still says most of it."""
     try:
-        found = [slurm_queue.look_up(job) for job in sent_jobs(folder)]
+        found = [slurm_queue.fate(job) for job in sent_jobs(folder, Restarts(folder).launched() or 0.0)]
     except ValueError as error:
         tell(f"warning: {error}")
         return []
-    return [job for job in found if job.state != slurm_queue.GONE]
+    return [job for job in found if job.state != GONE]
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from ..engine import heartbeats
 from ..engine.restarts import Restarts
 from ..engine.run_files import STOP_FILE
 from ..engine.run_status import run_status
-from ..engine.sent_jobs import sent_jobs
+from ..engine.sent_jobs import QueuedJob, sent_jobs
 from ..parallel.durable import write_text
 from . import slurm_queue
 from .command_line import FAILURE, call, tell
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def stop_jobs(folder: Path, queued: list[slurm_queue.QueuedJob]) -> list[str]:
+def stop_jobs(folder: Path, queued: list[QueuedJob]) -> list[str]:
     """Signals what runs, cancels what waits; returns the numbers of those that will take a while to end."""
     # Before the signal: the job's script reads it when the ranks have saved, and does not requeue.
     write_text(folder / STOP_FILE, json.dumps({"time": time.time()}) + "\n")

@@ -2,9 +2,10 @@
 
 Every point of the grid in every world is trained for a few steps, one after another, each by as many processes as its
 world has; with --slurm each is handed to `contentv launch` instead. What the engine refuses is passed over, its reason
-kept. The same command again goes on: a finished point is not run twice. In the --out folder: sweep.csv, sweep.json, and
-scaling.png (strong: the same global batch in every world; weak: one that grows with it). Other options, such as
---data.folder PATH, are those of `contentv train`.
+kept. The same command again goes on: a finished point is not run twice; one whose job has died in the queue is told as
+failed, and the next command sends it again. In the --out folder: sweep.csv, sweep.json, and scaling.png (strong: the
+same global batch in every world; weak: one that grows with it). Other options, such as --data.folder PATH, are those of
+`contentv train`.
 """
 
 import argparse
@@ -16,15 +17,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from ..engine.grid import parse_grid
 from ..engine.hardware import HARDWARE, Hardware, hardware_of
+from ..engine.readable import rounded
+from ..engine.restarts import Restarts
+from ..engine.sent_jobs import sent_jobs
 from ..engine.sweep import STRONG, WEAK, Point, Row, Sweep, note, prepare, status_of
-from . import launch
+from . import launch, slurm_queue
 
 LOG_FILE = "log.txt"
 TOLD = 400
@@ -50,10 +54,12 @@ def run(argv: Sequence[str]) -> int:
 
     start = _submit if options.slurm else _train
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    rows = [planned(status_of(point, measure), hardware) for point in points]
+    before = [status_of(point, measure) for point in points]
+    rows = [planned(in_the_queue(row, measure), hardware) for row in before]
     for index, point in enumerate(points):
         place = f"{index + 1}/{len(points)}"
-        if rows[index].status in ("open", "failed"):
+        # What has only now turned out to have failed is shown first: whether to try it again is for who reads that.
+        if before[index].status in ("open", "failed"):
             tell(f"{place} {point.name}")
             start(point, options)
             seconds = rows[index].predicted_seconds
@@ -107,11 +113,33 @@ def planned(row: Row, hardware: Hardware | None) -> Row:
     return replace(row, predicted_seconds=said.step_seconds if said else None)
 
 
+def in_the_queue(row: Row, measure: Callable[[Path], dict[str, float | None]]) -> Row:
+    """The row, of a point that was handed to Slurm with what the queue and the accounts say of its job."""
+    if row.status != "running" or not slurm_queue.is_here():
+        return row
+    jobs = sent_jobs(row.point.folder)
+    try:
+        job = slurm_queue.fate(jobs[-1] if jobs else "")
+    except ValueError as error:
+        return replace(row, reason=str(error))
+    if not job.is_over:
+        return replace(row, reason=f"job {job.job} is {job.state}: {job.reason or 'no reason given'}")
+    # Anew, and after Slurm was asked: it may have become complete in between.
+    row = status_of(row.point, measure)
+    if row.status != "running":
+        return row
+    attempts = Restarts(row.point.folder).of_this_launch()
+    last = (attempts[-1].reason or "no end recorded") if attempts else "it began no attempt"
+    note(row.point, "failed", f"job {job.job} is {job.state}: {last}" if jobs else "no job was sent")
+    return status_of(row.point, measure)
+
+
 def describe(row: Row) -> str:
     """One line about a point."""
     if row.measured:
-        rate, seconds = row.measured["tokens_per_second"], row.measured["seconds"]
-        return f"{row.point.name}: {seconds:.3f} s a step, {rate:,.0f} tokens a second"
+        planned = f" (planned {rounded(row.predicted_seconds)})" if row.predicted_seconds else ""
+        rate, seconds = (rounded(row.measured[name]) for name in ("tokens_per_second", "seconds"))
+        return f"{row.point.name}: {seconds} s a step{planned}, {rate} tokens a second"
     return f"{row.point.name}: {row.status}{': ' if row.reason else ''}{row.reason}"
 
 
@@ -157,8 +185,11 @@ def _note_failure(point: Point, log: str) -> None:
 def _submit(point: Point, options: argparse.Namespace) -> None:
     """Hands a point to Slurm; the same command later gathers what it measured."""
     path = prepare(point)
-    status = launch.main(launch_line(point, path, options.devices_per_node) + shlex.split(options.launch))
-    note(point, "failed" if status else "running", f"contentv launch ended with {status}" if status else "in the queue")
+    note(point, "running", "in the queue")  # before it is sent: what is killed meanwhile must not send it twice
+    with contextlib.redirect_stdout(sys.stderr):  # the jobs' numbers: stdout is for the sweep's own answer
+        status = launch.main(launch_line(point, path, options.devices_per_node) + shlex.split(options.launch))
+    if status:
+        note(point, "failed", f"contentv launch ended with {status}")
 
 
 def launch_line(point: Point, path: Path, devices_per_node: int) -> list[str]:

@@ -1,22 +1,40 @@
 """A plan as a person reads it, and as plain values for JSON."""
 
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...parallel.config import ParallelConfig
 from ..config import RunConfig
+from ..readable import decimals, rounded
 from .prediction import USABLE, Prediction
 from .search import Plan
 
 HEAD = (
-    "  #  tensor  ulysses  ring  pipeline  data  micro  recompute      GiB   s/step    MFU    HFU    days  device-hours"
+    "  #  tensor  ulysses  ring  pipeline  data  micro  recompute       GiB   s/step    MFU    HFU"
+    "    days  device-hours"
 )
+WIDTH = 120
+"""Characters of a line, on a terminal."""
 
 
 def as_text(plans: list[Plan], assumptions: list[str]) -> str:
     """Tables of every bucket, and what they rest on."""
     lines = [line for plan in plans for line in (*_bucket(plan), "")]
-    return "\n".join([*lines, "What this rests on:", *(f"  - {each}" for each in assumptions)])
+    return "\n".join([*lines, "What this rests on:", *(_wrapped(f"  - {each}", 4) for each in assumptions)])
+
+
+def _wrapped(line: str, indent: int = 2) -> str:
+    """In lines of WIDTH, all but the first indented."""
+    return "\n".join(_lines(line, WIDTH, subsequent_indent=" " * indent))
+
+
+def _lines(text: str, width: int, **indents: str) -> list[str]:
+    """An option and its value stay together."""
+    joined = re.sub(r"(--[\w.-]+) ", "\\1\u00a0", text)
+    wrapped = textwrap.wrap(joined, width, break_long_words=False, break_on_hyphens=False, **indents)
+    return [line.replace("\u00a0", " ") for line in wrapped]
 
 
 def as_json(plans: list[Plan], assumptions: list[str], world: int) -> dict[str, Any]:
@@ -51,40 +69,56 @@ def assumptions_of(plans: list[Plan]) -> list[str]:
 
 
 def _bucket(plan: Plan) -> Iterator[str]:
-    yield f"{plan.shape}: {plan.taken} layouts that the engine takes, {plan.refused} that it refuses"
+    yield f"{plan.shape}: {plan.taken:,} layouts that the engine takes, {plan.refused:,} that it refuses"
     configured = plan.configured
     if isinstance(configured, str):
-        yield f"as configured: refused: {configured}"
+        yield _wrapped(f"as configured: refused: {configured}")
     else:
-        yield f"as configured: {_needs(configured)}"
+        yield _wrapped(f"as configured: {_needs(configured)}")
     if plan.layouts:
-        yield HEAD
-        yield from (_row(number, each) for number, each in enumerate(plan.layouts, start=1))
-        yield f"of the first, GiB a device: {_parts(plan.layouts[0].memory_gib)}"
-        yield f"of the first, seconds a step: {_parts(plan.layouts[0].time_seconds)}"
-        yield f"of the first, as options: {options_of(plan.layouts[0].config)}"
+        yield from _layouts(plan)
     else:
         yield "nothing fits"
     if plan.misfits:
         yield "faster, or as fast, but too large:"
     for misfit in plan.misfits:
-        yield f"  {name_of(misfit.config, 0)}: {misfit.total_gib:.1f} GiB; fits with {misfit.change}"
+        yield _wrapped(f"  {name_of(misfit.config, 0)}: {misfit.total_gib:.1f} GiB; fits with {misfit.change}", 4)
     if plan.refusals:
         yield "refused by the engine, one of each kind:"
-    yield from (f"  {refusal.reason}" for refusal in plan.refusals)
+    yield from (_wrapped(f"  {refusal.reason}", 4) for refusal in plan.refusals)
 
 
-def _row(number: int, each: Prediction) -> str:
+def _layouts(plan: Plan) -> Iterator[str]:
+    first, asked = plan.layouts[0], plan.configured
+    yield HEAD
+    places = decimals(first.total_gib), decimals(first.step_seconds)
+    yield from (_row(number, each, *places) for number, each in enumerate(plan.layouts, start=1))
+    if not all(each.config.parallel.distributed_optimizer for each in plan.layouts):
+        yield "* the optimizer is not divided among data-parallel ranks"
+    yield f"days and device-hours are of all {first.config.trainer.max_steps:,} steps"
+    yield _wrapped(f"of the first, GiB a device: {_parts(first.memory_gib, places[0])}")
+    yield _wrapped(f"of the first, seconds a step: {_parts(first.time_seconds, places[1])}")
+    options = options_of(first.config, None if isinstance(asked, str) else asked.config)
+    if not options:
+        yield "the first is the configuration as it stands"
+        return
+    yield "of the first, as options:"
+    # Each line but the last goes on in the next, as a shell takes it.
+    yield " \\\n".join(_lines(options, WIDTH - 2, initial_indent="  ", subsequent_indent="  "))
+
+
+def _row(number: int, each: Prediction, gib_decimals: int, second_decimals: int) -> str:
     layout, trainer = each.config.parallel, each.config.trainer
     tensor = f"{layout.tensor}{'+seq' if layout.sequence else ''}"
     pipeline = f"{layout.pipeline}{f'x{layout.virtual_pipeline}' if layout.virtual_pipeline > 1 else ''}"
     recompute = f"{trainer.recompute}{f' {trainer.recompute_blocks}' if trainer.recompute_blocks else ''}"
     mfu, hfu = ("-" if share is None else f"{share:.1%}" for share in (each.mfu, each.hfu))
-    whole = "" if layout.distributed_optimizer else "  optimizer undivided"
+    whole = "" if layout.distributed_optimizer else "*"
     return (
         f"{number:>3}{tensor:>8}{layout.ulysses_size:>9}{layout.ring_size:>6}{pipeline:>10}"
-        f"{layout.data_size(each.world):>6}{trainer.micro_batch:>7}  {recompute:<12}{each.total_gib:>6.1f}"
-        f"{each.step_seconds:>9.3g}{mfu:>7}{hfu:>7}{each.days:>8.1f}{each.device_hours:>14,.0f}{whole}"
+        f"{layout.data_size(each.world):>6}{trainer.micro_batch:>7}  {recompute:<12}"
+        f"{each.total_gib:>7.{gib_decimals}f}{each.step_seconds:>9.{second_decimals}f}{mfu:>7}{hfu:>7}"
+        f"{rounded(each.days, 2):>8}{rounded(each.device_hours, 3):>14}{whole}"
     )
 
 
@@ -112,10 +146,16 @@ def name_of(config: RunConfig, world: int) -> str:
     return ", ".join(parts)
 
 
-def options_of(config: RunConfig) -> str:
-    """A layout as `contentv train` takes it."""
+def options_of(config: RunConfig, base: RunConfig | None = None) -> str:
+    """A layout as `contentv train` takes it; where there is a `base`, only what differs from it."""
+    given = _options(config)
+    known = _options(base) if base else {}
+    return " ".join(f"--{name} {value}" for name, value in given.items() if name not in known or known[name] != value)
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
     layout, trainer = config.parallel, config.trainer
-    given = {
+    return {
         "parallel.tensor": layout.tensor,
         "parallel.sequence": layout.sequence,
         "parallel.context": layout.context,
@@ -127,11 +167,18 @@ def options_of(config: RunConfig) -> str:
         "trainer.recompute": trainer.recompute,
         "trainer.recompute-blocks": trainer.recompute_blocks,
     }
-    return " ".join(f"--{name} {value}" for name, value in given.items())
 
 
-def _parts(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in parts.items() if value)
+def _parts(parts: Mapping[str, float], places: int) -> str:
+    """Largest first, all to the decimals of their total."""
+    least = 10.0**-places
+    shown = sorted(
+        ((name.replace("_", " "), value) for name, value in parts.items() if value), key=lambda each: -each[1]
+    )
+    return ", ".join(
+        f"{name} {value:.{places}f}" if value >= least / 2 else f"{name} below {least:.{places}f}"
+        for name, value in shown
+    )
 
 
 def keys_of(layout: ParallelConfig, micro_batch: int, recompute: str, blocks: int, data: int) -> dict[str, Any]:

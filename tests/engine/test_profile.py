@@ -12,7 +12,6 @@ from contentv.engine import profile
 from contentv.engine.config import ProfileConfig
 from contentv.engine.metrics import read_metrics
 from contentv.engine.profile import Profile, Recorder, parts, ranges
-from contentv.engine.profile_tools import under_tool
 from contentv.engine.report.trace import BUBBLE, EXPOSED, read_trace
 from contentv.engine.run_files import profile_folder, trace_file
 from contentv.engine.session import open_session
@@ -135,18 +134,6 @@ def test_steps_beyond_the_run_are_refused_before_torch_is_imported():
     child = subprocess.run([sys.executable, "-c", line, *given], capture_output=True, text=True, timeout=60)
     assert child.returncode == 2
     assert "profile.steps is 10:13, but trainer.max_steps is 12" in child.stderr
-
-
-@pytest.mark.parametrize("tool, words", [
-    ("nsys", "nsys profile --trace=cuda,nvtx,osrt --capture-range=cudaProfilerApi"),
-    ("ncu", "ncu --profile-from-start=off --nvtx"),
-    ("msprof", "msprof --output="),
-])  # fmt: skip
-def test_another_tool_gets_its_command_line(tool, words):
-    config = ProfileConfig(steps="10:13", tool=tool)
-    line = under_tool(config, "runs/a b", ["quickstart", "--profile.tool", tool])
-    assert words in line and "'runs/a b/profile/steps-10-13'" in line
-    assert f"contentv.launchers.train quickstart --profile.tool {tool}" in line
 
 
 def test_another_tool_leaves_no_trace_of_torchs(shards, tmp_path):

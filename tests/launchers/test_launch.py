@@ -14,9 +14,9 @@ from contentv import __version__
 from contentv.engine import json_lines
 from contentv.engine.config_yaml import load
 from contentv.engine.run_files import RESTARTS_FILE
-from contentv.engine.sent_jobs import sent_jobs
+from contentv.engine.sent_jobs import QueuedJob, sent_jobs
 from contentv.launchers import grid, launch, status, stop
-from contentv.launchers.slurm_queue import QueuedJob, look_up, parse_squeue, seconds_of
+from contentv.launchers.slurm_queue import fate, look_up, parse_squeue, seconds_of
 
 SCRIPTS = Path(__file__).parent / "scripts"
 """Golden: what --dry-run prints, with this machine's places replaced by @words@."""
@@ -79,7 +79,7 @@ def test_every_link_of_a_chain_but_the_last_leaves_its_time_limit_to_the_next():
     config = launch.starting_point("quickstart")
     jobs = launch.Jobs(options, grid.points_of(config, []), Path("run").absolute())
     first, last = jobs.text(1, is_last=False), jobs.text(2, is_last=True)
-    assert '[ -n "$asked" ] || again' in first and '[ -n "$asked" ] || again' not in last
+    assert '[ "$asked" = USR1 ] || again' in first and '[ "$asked" = USR1 ] || again' not in last
 
 
 SIZE = ["--nodes", "2", "--devices-per-node", "2"]
@@ -102,8 +102,22 @@ REFUSED = {
     "environment": (["contentv_8b", *SIZE, "--environment", "X-Y=1"], "NAME=VALUE"),
     "hardly any time": (["contentv_8b", *SIZE, "--time", "9:59"], "--time 9:59 is 599 s and --save-ahead is 300 s"),
     "too far ahead": (["contentv_8b", *SIZE, "--save-ahead", "65536"], "Slurm takes at most 65535 s"),
+    "check as long as the job": (["contentv_8b", *SIZE, "--time", "20", "--node-check-limit", "20"], "leave nothing"),
     "chain and grid": (["contentv_8b", *SIZE, "--chain", "2", "--grid", "trainer.seed=1,2"], "cannot be combined"),
 }
+
+
+@pytest.mark.parametrize(("time", "minutes"), [([], 10), (["--time", "8:00:00"], 10), (["--time", "11"], 5)])
+def test_a_node_check_takes_at_most_half_of_the_job(time, minutes):
+    options, _ = launch.parse([*SIZE, *time])
+    assert options.node_check_limit == minutes
+
+
+@pytest.mark.parametrize("share", ["50", "-0.1", "half", "nan"])
+def test_a_floor_is_a_share(share, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        launch.parse([*SIZE, "--node-floor", share])
+    assert f"'{share}' is not a share from 0 to 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -188,6 +202,20 @@ def test_a_squeue_that_fails_is_no_job_that_is_gone(controller, capsys):
     assert status.main(["runs/quickstart"]) == 0  # from the folder alone
     said = capsys.readouterr()
     assert "not started" in said.out and "warning: squeue does not say" in said.err
+
+
+@pytest.mark.parametrize(
+    ("sacct", "state"),
+    [("echo FAILED; echo 'CANCELLED by 1000'", "CANCELLED"), ("echo TIMEOUT", "TIMEOUT"), ("echo", "GONE"),
+     ("echo 'Slurm accounting storage is disabled' >&2; exit 1", "GONE"), (None, "GONE")],
+)  # fmt: skip
+def test_how_a_forgotten_job_ended_the_accounts_know(controller, sacct, state):
+    if sacct:
+        (controller / "sacct").write_text(f"#!/bin/bash\n{sacct}\n")
+        (controller / "sacct").chmod(0o755)
+    assert look_up("41").state == "GONE" and fate("41").state == state
+    (controller / "queue").write_text("41|RUNNING|n1|10:00\n")
+    assert fate("41").state == "RUNNING"
 
 
 def test_a_task_of_an_array_that_waits_is_looked_up_as_itself(controller):

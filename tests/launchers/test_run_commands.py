@@ -5,14 +5,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from contentv.engine import heartbeats
+from contentv.engine.config_yaml import CONFIG_FILE, save
 from contentv.engine.restarts import Restarts
 from contentv.engine.run_files import LOGS_FOLDER, METRICS_FILE, OUTCOME_FILE, RESTARTS_FILE, STOP_FILE
-from contentv.launchers import logs, status, stop
+from contentv.engine.sent_jobs import SENT_FILE, QueuedJob
+from contentv.launchers import logs, slurm_queue, status, stop
+from contentv.launchers.command_line import starting_point
 from contentv.parallel.sighting import Sighting
 from tests.engine.small_run import write_shards
 
@@ -55,7 +59,8 @@ def told(capsys, command, *arguments) -> str:
 def test_status_says_how_it_goes_and_whom_it_waits_for(folder, capsys):
     beat(folder)
     said = told(capsys, status, folder)
-    assert f"{folder}: running" in said and "step 3, last checkpoint 0, loss 2.0, 0.5 s a step" in said
+    assert f"{folder}: running" in said and "step 3, last checkpoint 0, loss 2, 0.500 s a step" in said
+    assert "goodput " in said and " over 2 attempts: steps that count took 2 s of " in said
     assert "attempt 1 job 7 on n1, n2, from step 0 to step 0: rank 3 on n2: Killed" in said
     assert "slow: rank 2 computes 3.0 x" in said and "silent: rank 3 silent for 60 s, last seen at step 3" in said
     found = json.loads(told(capsys, status, folder, "--json"))
@@ -93,6 +98,82 @@ def test_status_knows_an_end_from_a_death(folder, capsys):
     (folder / OUTCOME_FILE).write_text(json.dumps({"step": 40, "complete": True, "signal": None}))
     Restarts(folder).end(3, status=0, reason="", max_steps=40, budget=9)
     assert f"{folder}: complete" in told(capsys, status, folder)
+
+
+def sent(folder, *jobs: tuple[str, str, str]) -> list[QueuedJob]:
+    """A launch after the two attempts, and what Slurm says of its jobs."""
+    Restarts(folder).launch()
+    with (folder / SENT_FILE).open("a") as file:
+        file.writelines(
+            json.dumps({"job": job, "script": "", "time": round(time.time(), 3)}) + "\n" for job, *_ in jobs
+        )
+    return [QueuedJob(job=job, state=state, reason=reason, remaining="10:00") for job, state, reason in jobs]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "state", "words"),
+    [
+        ([("9", "PENDING", "Resources")], "pending", "job 9 is PENDING: Resources; attempt 2 before it: it died"),
+        ([("9", "RUNNING", "n4"), ("10", "PENDING", "Dependency")], "starting", "job 9 is RUNNING on n4; attempt 2 b"),
+        ([("9", "CANCELLED", "None")], "failed", "job 9 is CANCELLED and began no attempt, see "),
+        ([], "not started", "launched again; attempt 2 before it: it died"),
+    ],
+)
+def test_after_a_launch_the_old_end_is_that_of_the_attempt_before(folder, capsys, monkeypatch, jobs, state, words):
+    Restarts(folder).end(2, status=1, reason="it died", max_steps=40, budget=9)
+    assert f"{folder}: not running, it died\n" in told(capsys, status, folder)
+    known = {job.job: job for job in sent(folder, *jobs)}
+    monkeypatch.setattr(slurm_queue, "fate", known.__getitem__)  # asked for those of this launch alone
+    said = told(capsys, status, folder)
+    assert f"{folder}: {state}, {words}" in said and "attempt 2 job 7 on n1, n3, from step 0 to step 0: it died" in said
+    assert all(f"job {job}: {how}, {why}" in said for job, how, why in jobs)
+
+
+def test_a_run_that_waits_to_be_requeued_is_pending_and_one_under_way_is_not(folder, capsys, monkeypatch):
+    (job,) = sent(folder, ("7", "PENDING", "BeginTime"))
+    monkeypatch.setattr(slurm_queue, "fate", lambda _: job)
+    Restarts(folder).begin(job="7", nodes=["n1"], max_steps=40, budget=9)
+    Restarts(folder).end(3, status=75, reason="", max_steps=40, budget=9)
+    said = told(capsys, status, folder)
+    assert "pending, job 7 is PENDING: BeginTime; attempt 3 before it: asked to stop" in said
+    job = replace(job, state="RUNNING", reason="n1")
+    assert "starting, job 7 is RUNNING on n1" in told(capsys, status, folder)
+    Restarts(folder).begin(job="7", nodes=["n1"], max_steps=40, budget=9)
+    assert "running, attempt 4 starts" in told(capsys, status, folder)
+    (folder / STOP_FILE).write_text("{}")
+    Restarts(folder).end(4, status=75, reason="", max_steps=40, budget=9)
+    assert f"{folder}: stopped, stopped on request" in told(capsys, status, folder)
+
+
+def test_a_larger_goal_is_that_of_the_new_launch(folder, capsys):
+    config = starting_point("quickstart")
+    save(replace(config, trainer=replace(config.trainer, max_steps=40)), folder)
+    (folder / OUTCOME_FILE).write_text(json.dumps({"step": 40, "complete": True, "signal": None}))
+    Restarts(folder).end(2, status=0, reason="", max_steps=40, budget=9)
+    assert f"{folder}: complete, at step 40" in told(capsys, status, folder)
+    later = folder / "jobs" / "1"
+    later.mkdir(parents=True)
+    save(replace(config, trainer=replace(config.trainer, max_steps=80)), later)
+    os.utime(folder / CONFIG_FILE, (0, 0))
+    sent(folder, ("9", "PENDING", "Priority"))
+    said = told(capsys, status, folder)
+    assert f"{folder}: not started, launched again; attempt 2 before it: complete at step 0" in said and "of 80" in said
+
+
+def test_many_nodes_and_many_silent_ranks_fit_on_a_screen(tmp_path, capsys):
+    restarts, now = Restarts(tmp_path), time.time()
+    for attempt in range(1, 8):
+        restarts.begin(job="7", nodes=[f"n{node:03}" for node in range(32)], max_steps=40, budget=9)
+        if attempt < 7:
+            restarts.end_for_nodes(attempt, ["n031"], go_on=True, budget=9)
+    heartbeats.write(tmp_path, [
+        Sighting(rank=rank, step=3, phase="update", place="barrier", waits=True, computing=0.3, published=now - 60 * (
+            rank > 7), host="n1", process=0) for rank in range(256)
+    ])  # fmt: skip
+    said = told(capsys, status, tmp_path).splitlines()
+    assert "the last 5 of 7 attempts:" in said and "silent: and 243 more; --json has all" in said
+    assert "attempt 7 job 7 on n000 to n031 (32 nodes), from step 0 no end recorded" in said
+    assert len(said) < 20 and max(map(len, said)) <= 120
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

@@ -92,11 +92,25 @@ def test_a_job_that_is_cancelled_is_left_alone(run_script):
     assert calls == [] and "could not be requeued" not in said
 
 
-@pytest.mark.parametrize(("train", "requeued"), [("exit 75", True), ("kill -USR1 $PPID; sleep 30", False)])
-def test_a_link_that_was_asked_to_stop_leaves_the_rest_to_the_next(run_script, tmp_path, train, requeued):
+@pytest.mark.parametrize(
+    ("train", "requeued"),
+    [
+        ("exit 75", True),
+        ("kill -USR1 $PPID; sleep 30", False),
+        ("kill -TERM $PPID; sleep 30", True),  # preempted: its time is not over
+        # The time limit itself, after its warning. (Of two signals at once bash's wait may lose one.)
+        ("trap '' USR1; kill -USR1 $PPID; sleep 1; kill -TERM $PPID; sleep 1; exit 75", False),
+    ],
+)
+def test_a_link_that_is_out_of_time_leaves_the_rest_to_the_next(run_script, tmp_path, train, requeued):
     _, said, calls = run_script(*OFF, is_last=False, TRAIN=train)
     assert calls == (["requeue 7"] if requeued else []), said
     assert Restarts(tmp_path / "run").attempts()[-1].status == 75
+
+
+def test_a_preempted_link_that_slurm_does_not_requeue_leaves_the_rest_to_the_next(run_script):
+    status, said, calls = run_script(*OFF, is_last=False, TRAIN="kill -TERM $PPID; sleep 30", REFUSED="yes")
+    assert (status, calls) == (138, ["requeue 7"]) and "the next job of the chain goes on instead" in said
 
 
 def test_without_rank_0s_address_no_rank_starts(run_script, tmp_path):
@@ -112,6 +126,37 @@ BAD = """echo '{"node": "n1", "rank": 0, "error": "gone"}' > "$logs/node_check-f
 def test_a_bad_node_is_left_out_beside_those_that_the_user_left_out(run_script, excluded, then):
     status, said, calls = run_script(CHECK=BAD, EXCLUDED=excluded)
     assert (status, calls) == (1, ["requeue 7", f"update JobId=7 ExcNodeList={then}"]), said
+
+
+# Two ranks of the one node: one of them has come to its device, none has measured anything.
+HANGS = """touch "$logs/node_check-began-0-n1"; exit 143"""
+
+
+def test_a_check_in_which_all_hang_ends_the_attempt_with_their_names(run_script, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "CHECK_MINUTES", 0)  # as if they were over
+    status, said, calls = run_script("--devices-per-node", "2", CHECK=HANGS, TRAIN=f"touch {tmp_path / 'trained'}")
+    assert (status, calls) == (1, ["requeue 7"]) and not (tmp_path / "trained").exists(), said
+    attempt = Restarts(tmp_path / "run").attempts()[-1]
+    assert (attempt.status, attempt.next, attempt.bad_nodes) == (1, "again", ()) and attempt.reason == (
+        "the node check did not end within 0 min: on n1 the device of rank 0 did not answer; "
+        "on n1 1 of 2 ranks did not come as far as their device"
+    )
+    # It is a failure as any other: the third in a row is the last.
+    assert run_script("--devices-per-node", "2", CHECK=HANGS)[0::2] == (1, ["requeue 7"])
+
+
+def test_a_check_that_ended_in_time_is_no_hang(run_script, tmp_path):
+    run_script(CHECK=HANGS, TRAIN=f"touch {tmp_path / 'trained'}")
+    assert (tmp_path / "trained").exists()
+
+
+def test_the_check_alone_has_slurms_limit(run_script, programs, tmp_path):
+    seen = tmp_path / "seen"
+    text = (programs / "srun").read_text()
+    (programs / "srun").write_text(text.replace("#!/bin/bash", f'#!/bin/bash\necho "$@" >> {seen}'))
+    run_script("--time", "20", "--save-ahead", "60", "--node-check-limit", "7")
+    steps = [line for line in seen.read_text().splitlines() if "contentv" in line]
+    assert ["--time=7 " in line for line in steps] == [True, False], steps
 
 
 def test_a_signal_just_before_a_step_starts_reaches_it(programs, tmp_path):

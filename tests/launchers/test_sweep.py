@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +12,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from contentv.engine import json_lines
 from contentv.engine.config_yaml import to_yaml
 from contentv.engine.grid import changed, parse_grid
+from contentv.engine.restarts import Restarts
+from contentv.engine.sent_jobs import SENT_FILE, QueuedJob
 from contentv.engine.sweep import STRONG, WEAK, Sweep, note, prepare, status_of
 from contentv.launchers import sweep
 from tests.engine.small_run import small_config
@@ -71,7 +76,9 @@ def test_a_sweep_trains_measures_and_goes_on(recipe, tmp_path, capsys, monkeypat
     line = [recipe, "--grid", "parallel.tensor=2,3", "--world", "2", "--steps", "4", "--out", out, "--json"]
     line = [*map(str, line), "--trainer.micro-batch", "1"]
     assert sweep.main(line) == 0
-    done, refused = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    done, refused = json.loads(printed.out)
+    assert re.search(r"1/2 world-2\S*: [\d.]+ s a step \(planned [\d.]+\), [\d,]+ tokens a second\n", printed.err)
     assert (done["status"], done["parallel.tensor"], done["world"], done["global_batch"]) == ("done", "2", 2, 4)
     assert done["seconds"] > 0 and done["tokens_per_second"] == pytest.approx(17 * 4 / done["seconds"], rel=0.5)
     assert 0 < done["predicted_seconds"] < 1 and refused["predicted_seconds"] is None
@@ -139,6 +146,7 @@ def test_a_refusal_while_it_runs_is_no_failure(base, tmp_path):
 def test_slurm_gets_a_launch_line_a_point_and_only_once(recipe, tmp_path, monkeypatch, capsys):
     lines = []
     monkeypatch.setattr(sweep.launch, "main", lambda line: lines.append(line) or 0)
+    monkeypatch.setattr(sweep.slurm_queue, "is_here", lambda: False)
     line = [str(recipe), "--world", "1,4", "--scaling", "strong", "--out", str(tmp_path / "out"), "--slurm"]
     for _ in range(2):
         assert sweep.main([*line, "--devices-per-node", "2", "--json", "--trainer.micro-batch", "1"]) == 0
@@ -149,6 +157,91 @@ def test_slurm_gets_a_launch_line_a_point_and_only_once(recipe, tmp_path, monkey
     assert all(Path(each[0]).name == "point.yaml" and Path(each[0]).is_file() for each in lines)
     records = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [record["status"] for record in records] == ["running", "running"]
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """Job -> what Slurm says of it; a launch adds a job that waits."""
+    states = {}
+
+    def send(line):
+        folder, job = Path(line[0]).parent, str(41 + len(states))
+        Restarts(folder).launch()
+        json_lines.append(folder / SENT_FILE, {"job": job, "script": "", "time": round(time.time(), 3)})
+        states[job] = ("PENDING", "Resources")
+        print(job)
+        return 0
+
+    def fate(job):
+        state, reason = states.get(job, ("GONE", ""))
+        if state == "DOWN":
+            raise ValueError("squeue did not answer")
+        return QueuedJob(job=job, state=state, reason=reason, remaining="")
+
+    monkeypatch.setattr(sweep.launch, "main", send)
+    monkeypatch.setattr(sweep.slurm_queue, "is_here", lambda: True)
+    monkeypatch.setattr(sweep.slurm_queue, "fate", fate)
+    return states
+
+
+def test_what_died_in_the_queue_is_told_and_sent_again(recipe, tmp_path, queue, capsys):
+    line = [str(recipe), "--world", "1,2", "--scaling", "strong", "--steps", "3", "--out", str(tmp_path / "out")]
+    line += ["--slurm", "--json", "--trainer.micro-batch", "1"]
+
+    def swept_again(status=0):
+        assert sweep.main(line) == status
+        return [(record["status"], record["reason"]) for record in json.loads(capsys.readouterr().out)]
+
+    assert swept_again() == [("running", "in the queue")] * 2
+    queue["42"] = ("RUNNING", "n1")
+    assert swept_again() == [("running", "job 41 is PENDING: Resources"), ("running", "job 42 is RUNNING: n1")]
+    queue["41"], queue["42"] = ("DOWN", ""), ("CANCELLED", "")
+    assert swept_again(1) == [
+        ("running", "squeue did not answer"),
+        ("failed", "job 42 is CANCELLED: it began no attempt"),
+    ]
+    queue["41"] = ("PENDING", "Priority")
+    assert swept_again()[1] == ("running", "in the queue") and list(queue) == ["41", "42", "43"]  # sent once more
+
+    second = Restarts(tmp_path / "out" / "world-2")
+    second.begin(job="43", nodes=["n1"], max_steps=3, budget=9)
+    queue["43"] = ("NODE_FAIL", "")
+    assert swept_again(1)[1] == ("failed", "job 43 is NODE_FAIL: no end recorded")
+    assert swept_again()[1][0] == "running" and list(queue)[-1] == "44"
+    second.begin(job="44", nodes=["n1"], max_steps=3, budget=9)
+    second.end(2, status=2, reason="no such shards", max_steps=3, budget=9)
+    queue["44"] = ("FAILED", "")
+    assert swept_again(1)[1] == ("failed", "job 44 is FAILED: no such shards")
+
+
+def test_a_point_that_became_complete_while_slurm_was_asked_is_done(base, tmp_path, queue, monkeypatch):
+    point = swept(base, tmp_path, worlds=(1,)).points()[0]
+    sweep._submit(point, SimpleNamespace(devices_per_node=1, launch=""))
+    queue["41"] = ("COMPLETED", "")
+    said = sweep.slurm_queue.fate
+
+    def late(job):
+        (point.folder / "outcome.json").write_text('{"step": 3, "complete": true, "signal": null}')
+        return said(job)
+
+    monkeypatch.setattr(sweep.slurm_queue, "fate", late)
+    assert sweep.in_the_queue(status_of(point, lambda _: {"seconds": 1.0}), lambda _: {"seconds": 1.0}).status == "done"
+
+
+def test_a_point_that_was_never_sent_is_sent_by_the_command_after(base, tmp_path, queue):
+    point = swept(base, tmp_path, worlds=(1,)).points()[0]
+    prepare(point)
+    note(point, "running", "in the queue")  # and then the command was killed
+    row = sweep.in_the_queue(status_of(point, dict), dict)
+    assert (row.status, row.reason) == ("failed", "no job was sent")
+
+
+def test_without_slurm_nothing_is_said_of_a_job(base, tmp_path, queue, monkeypatch):
+    point = swept(base, tmp_path, worlds=(1,)).points()[0]
+    sweep._submit(point, SimpleNamespace(devices_per_node=1, launch=""))
+    queue["41"] = ("GONE", "")
+    monkeypatch.setattr(sweep.slurm_queue, "is_here", lambda: False)
+    assert sweep.in_the_queue(status_of(point, dict), dict).status == "running"
 
 
 @pytest.mark.parametrize("options, words", [

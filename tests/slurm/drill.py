@@ -1,5 +1,6 @@
 """What every drill does: launch as a user does, wait for an event, strike, and read what the run folder says."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from contentv.engine.run_files import METRICS_FILE
 from contentv.engine.sent_jobs import sent_jobs
 from tests.slurm.cluster import ask, tell, until
 
-STEPS = 120
+ENDLESS = 100_000
+"""Steps of a run that is ended by something else."""
 EVERY = 10
 """Steps between checkpoints."""
 PATIENCE = 200
@@ -35,7 +37,7 @@ class Drill:
     shards: Path
     jobs: list[str] = field(default_factory=list)
 
-    def launch(self, *options: str, nodes: int = 2, ranks: int = 2, tensor: int = 2, steps: int = STEPS) -> str:
+    def launch(self, *options: str, nodes: int = 2, ranks: int = 2, tensor: int = 2, steps: int) -> str:
         """Sends it; returns the (first) job's number."""
         layout = ["--parallel.tensor", str(tensor), "--trainer.max-steps", str(steps)]
         places = ["--data.folder", str(self.shards), "--run.folder", str(self.folder)]
@@ -84,8 +86,8 @@ class Drill:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.told()}") from None
 
-    def rank_process(self, rank: int) -> int:
-        """The number of a rank's process: all virtual nodes are this machine."""
+    def rank_process(self, rank: int, program: str = "train") -> int:
+        """The number of a rank's process of that module: all virtual nodes are this machine."""
         job = self.attempts()[-1].job
         for place in Path("/proc").glob("[0-9]*"):
             try:
@@ -93,21 +95,31 @@ class Drill:
             except OSError:
                 continue
             mine = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()} <= set(environment)
-            if mine and b"contentv.launchers.train" in command and not command.startswith(b"srun"):
+            if mine and f"contentv.launchers.{program}".encode() in command and not command.startswith(b"srun"):
                 return int(place.name)
         raise AssertionError(f"no process of rank {rank} of job {job}\n{self.told()}")
 
     def strike(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.rank_process(rank), number)
 
-    def undisturbed(self, job: str) -> Callable[[], list[tuple]]:
-        """A call waits until the job is complete and returns its steps."""
+    def hold_until_end(self, attempt: int, processes: Sequence[int]) -> Attempt:
+        """Keeps processes stopped until that attempt has ended, whoever else continues them."""
 
-        def wait() -> list[tuple]:
-            assert self.wait_until_over(job) == "COMPLETED", self.told()
-            return steps(self.folder)
+        def has_ended() -> bool:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGSTOP)
+            return any(each.attempt == attempt and each.ended for each in self.attempts())
 
-        return wait
+        self.until(has_ended, f"end of attempt {attempt}")
+        return self.wait_for_end(attempt)
+
+    def undisturbed(self, count: int) -> list[tuple]:
+        """The first `count` steps of a run of the same length, in one attempt."""
+        self.launch(steps=ENDLESS)
+        self.wait_for_step(1, count)
+        assert len(self.attempts()) == 1, self.told()
+        return steps(self.folder)[:count]
 
     def told(self) -> str:
         """Everything there is to read, for a drill that failed."""

@@ -9,7 +9,15 @@ from contentv.engine.planner import Shape, predict
 from contentv.engine.planner.candidates import Candidates
 from contentv.engine.planner.held import held_by
 from contentv.engine.planner.prediction import device_rates
-from contentv.engine.planner.report import as_json, as_text, assumptions_of, name_of, options_of
+from contentv.engine.planner.report import (
+    HEAD,
+    _parts,
+    as_json,
+    as_text,
+    assumptions_of,
+    name_of,
+    options_of,
+)
 from contentv.engine.planner.schedule import makespan
 from contentv.engine.planner.search import plan
 from contentv.engine.planner.timing import ROUNDS
@@ -123,9 +131,37 @@ def test_json_has_every_key(clip_plan):
 def test_the_table_names_every_layout_and_every_assumption(clip_plan):
     assumptions = assumptions_of([clip_plan])
     text = as_text([clip_plan], assumptions)
-    assert all(each in text for each in assumptions)
-    assert all(name_of(misfit.config, 0) in text for misfit in clip_plan.misfits)
+    words = " ".join(text.split())
+    assert all(" ".join(each.split()) in words for each in assumptions)
+    assert all(name_of(misfit.config, 0) in words for misfit in clip_plan.misfits)
     assert text.splitlines()[1].startswith("as configured: data 256, micro-batch 1, recompute full: ")
+
+
+def test_the_table_fits_a_terminal_and_its_columns_stand_under_their_heads(clip_plan):
+    lines = as_text([clip_plan], assumptions_of([clip_plan])).splitlines()
+    assert max(map(len, lines)) <= 120
+    head = lines.index(HEAD)
+    rows = lines[head + 1 : head + 1 + len(clip_plan.layouts)]
+    right = ("tensor", "ulysses", "ring", "pipeline", "data", "micro", "GiB", "s/step", "MFU", "HFU", "days",
+             "device-hours")  # fmt: skip
+    for row, layout in zip(rows, clip_plan.layouts, strict=True):
+        for name in right:
+            end = HEAD.index(name) + len(name)
+            assert row[end - 1] != " " and row[end : end + 1] in ("", " "), (name, row)
+        assert float(row.split()[-1].replace(",", "")) == pytest.approx(layout.device_hours, rel=5e-3)
+    assert " e+" not in "".join(rows) and "e-0" not in "".join(rows)
+
+
+def test_the_options_of_the_first_are_what_differs_and_give_it(clip_plan):
+    text = as_text([clip_plan], [])
+    options = text.partition("as options:\n")[2].partition("\nfaster")[0].replace("\\\n", " ").split()
+    best = clip_plan.layouts[0]
+    assert "--parallel.context" not in options or best.config.parallel.context > 1
+    assert parse_run(["contentv_8b", *options], "contentv train") == best.config
+
+
+def test_parts_have_the_decimals_of_their_total():
+    assert _parts({"a_b": 0.0016, "c": 5.26, "d": 0.0}, 2) == "c 5.26, a b below 0.01"
 
 
 @pytest.mark.parametrize("pipeline, virtual", [(2, 1), (4, 1), (4, 2), (8, 4)])
