@@ -16,6 +16,7 @@ def _joint_queries(case: Case) -> Case:
 CASES = (
     *(_joint_queries(case) for case in MODEL_CASES),
     *(_video_queries(case) for case in (QUICKSTART, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD)),
+    CONTENTV_VIDEO.but("a ring of 4", Q=CONTENTV_VIDEO["J"] // 4, J=CONTENTV_VIDEO["J"] // 4),
     ODD.but("more queries than keys", Q=23, J=5),
     ODD.but("whole blocks", B=1, H=2, E=64, Q=128, J=256),
     ODD.but("blocks and a rest", B=2, H=1, E=64, Q=131, J=197),

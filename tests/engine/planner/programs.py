@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from contentv.engine.session import DTYPES, build_training, set_weights
 from contentv.kernels.registry import choose
 from contentv.model.flow import Caption, Clips, FlowMatching
 from contentv.parallel.mesh import build_mesh, leave_world
+from tests.engine.planner.calibration import measured_rows
 from tests.engine.planner.small_runs import LATENTS, TEXT_TOKENS, small_run
 from tests.parallel.programs import microbatches, step_of
 
@@ -22,7 +24,7 @@ class RealRun:
         torch.set_num_threads(1)
         self.config = config = small_run(**run)
         self.mesh = build_mesh(config.parallel)
-        kernels = choose("cpu", dtype=DTYPES[config.trainer.precision])
+        kernels = choose("cpu", config.kernels.wishes(), dtype=DTYPES[config.trainer.precision])
         self.model, self.optimizer = build_training(config, self.mesh, kernels)
         set_weights(self.model, self.optimizer, config)
         self.latents, self.text_tokens = latents, text_tokens
@@ -81,18 +83,28 @@ def order_of_passes(*, run: dict, latents: list[int], text_tokens: int) -> list[
     return passes
 
 
-def step_seconds(*, runs: list[dict], rounds: int) -> list[list[float]]:
-    """Seconds of steps of several runs of one world, which take turns, so that all of them see the same machine."""
-    seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for number, given in enumerate(runs):
-            real = RealRun(**given)
-            real.take_step(1)
-            for step in (2, 3):
-                torch.distributed.barrier()
-                started = time.perf_counter()
-                real.take_step(step)
-                torch.distributed.barrier()
-                seconds[number].append(time.perf_counter() - started)
+def steps_and_calls(*, runs: list[dict], steps: int, seconds: float) -> dict:
+    """Of several runs of one world (seconds, of these waited for a processor) of each step, and between them what the
+    planner's rates are measured by: all take turns, so that all see the same machine."""
+    times, rows = [], []
+    for number, given in enumerate(runs):
+        real = RealRun(**given)
+        real.take_step(1)
+        times.append([timed_step(real, 2 + step) for step in range(steps)])
+        rows += measured_rows(real.mesh, seconds, number, len(runs))
     leave_world()
-    return seconds
+    return {"times": times, "rows": rows}
+
+
+def timed_step(real: RealRun, number: int) -> tuple[float, float]:
+    torch.distributed.barrier()
+    started, waited = time.perf_counter(), seconds_waited()
+    real.take_step(number)
+    torch.distributed.barrier()
+    return time.perf_counter() - started, seconds_waited() - waited
+
+
+def seconds_waited() -> float:
+    """In which this thread could have run and others had the processor; 0 where the system does not tell."""
+    told = Path("/proc/thread-self/schedstat")
+    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
