@@ -1,5 +1,8 @@
 """What ranks run for the planner's tests: real steps of a small run, and what was seen of them."""
 
+import contextlib
+import io
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +13,7 @@ import torch
 from contentv.engine.live_memory import LiveMemory
 from contentv.engine.session import DTYPES, build_training, set_weights
 from contentv.kernels.registry import choose
+from contentv.launchers import bench
 from contentv.model.flow import Caption, Clips, FlowMatching
 from contentv.parallel.mesh import build_mesh, leave_world
 from tests.engine.planner.calibration import measured_rows
@@ -83,28 +87,43 @@ def order_of_passes(*, run: dict, latents: list[int], text_tokens: int) -> list[
     return passes
 
 
+def bench_messages() -> str:
+    """What `contentv bench messages --json` prints on this rank."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert bench.main(["messages", "--tries", "1", "--json"]) == 0
+    return printed.getvalue()
+
+
 def steps_and_calls(*, runs: list[dict], steps: int, seconds: float) -> dict:
-    """Of several runs of one world (seconds, of these waited for a processor) of each step, and between them what the
-    planner's rates are measured by: all take turns, so that all see the same machine."""
-    times, rows = [], []
+    """Of several runs of one world the seconds of steps, and between them what the planner's rates are measured by: all
+    take turns, so that all see the same machine. `shares`: of the processors' time during a run's steps, what this
+    rank took and what everybody did."""
+    times, shares, rows = [], [], []
     for number, given in enumerate(runs):
         real = RealRun(**given)
         real.take_step(1)
+        torch.distributed.barrier()
+        whole, own, busy = time.perf_counter(), time.process_time(), busy_seconds()
         times.append([timed_step(real, 2 + step) for step in range(steps)])
+        whole = (time.perf_counter() - whole) * os.cpu_count()
+        shares.append(((time.process_time() - own) / whole, (busy_seconds() - busy) / whole))
         rows += measured_rows(real.mesh, seconds, number, len(runs))
     leave_world()
-    return {"times": times, "rows": rows}
+    return {"times": times, "shares": shares, "rows": rows}
 
 
-def timed_step(real: RealRun, number: int) -> tuple[float, float]:
+def timed_step(real: RealRun, number: int) -> float:
     torch.distributed.barrier()
-    started, waited = time.perf_counter(), seconds_waited()
+    started = time.perf_counter()
     real.take_step(number)
     torch.distributed.barrier()
-    return time.perf_counter() - started, seconds_waited() - waited
+    return time.perf_counter() - started
 
 
-def seconds_waited() -> float:
-    """In which this thread could have run and others had the processor; 0 where the system does not tell."""
-    told = Path("/proc/thread-self/schedstat")
-    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
+def busy_seconds() -> float:
+    """That this machine's processors have worked, for anybody; 0 where the system does not tell."""
+    told = Path("/proc/stat")
+    if not told.exists():
+        return 0.0
+    user, nice, system, _idle, _waiting, interrupts, soft, *_ = map(int, told.read_text().split("\n")[0].split()[1:])
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")

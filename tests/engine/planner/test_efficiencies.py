@@ -139,7 +139,7 @@ def test_a_file_s_figures_are_those_of_the_backend_a_run_would_take(written):
 
 
 def test_a_plan_says_what_it_took_from_a_file_and_is_another_by_it(written, capsys):
-    arguments = ["plan", "contentv_8b", "--world", "8", "--hardware", "h100-80g", "--top", "1", "--json"]
+    arguments = ["plan", "contentv_8b", "--world", "1", "--hardware", "h100-80g", "--top", "1", "--json"]
     path = written(content(*(
         row("matrix_product", ms, backend="torch_blas", gflops=gflops) for gflops, ms in ((10.0, 0.1), (2000.0, 10.0))
     )))  # fmt: skip
@@ -224,3 +224,20 @@ def test_messages_need_several_ranks(capsys, monkeypatch):
     assert bench.main(["messages"]) == 2
     assert "messages need several ranks: start this as training" in " ".join(capsys.readouterr().err.split())
     assert bench.main(["messages", "--tries", "0"]) == 2
+
+
+def test_ranks_bench_their_messages_and_rank_0_prints_what_a_plan_reads(rank_server, written):
+    first, second = rank_server.run(2, "contentv.tests.engine.planner.programs:bench_messages")
+    assert second == ""
+    whole = json.loads(first)
+    sent = {(row["op"], row["case"]): round(1e9 * row["gbytes"]) for row in whole["rows"]}
+    assert {op: sent[op, "65536 bytes"] for op in ("sums", "shards", "exchanges", "neighbours")} == {
+        "sums": 65536, "shards": 32768, "exchanges": 32768, "neighbours": 65536,
+    }  # fmt: skip
+    assert whole["ranks"] == 2 and {row["direction"] for row in whole["rows"]} == {"node"}
+    found = read_efficiencies([written(first)], small_run(), hardware_of("cpu"))
+    assert found.message_seconds.keys() == {"sums", "shards", "exchanges", "neighbours"}
+    largest = max(row["gbytes"] for row in whole["rows"] if row["op"] == "sums") * 1e9
+    # gloo on one machine, and a message of 16 MiB: neither a terabyte a second nor a megabyte.
+    assert 1e6 < found.figures["link_sums"][0].at(largest) < 1e12
+    assert 1e-6 <= min(found.message_seconds.values()) < 1.0

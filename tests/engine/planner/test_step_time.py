@@ -24,8 +24,9 @@ CLOSE, APART = 0.25, 1.15
 STEPS, SECONDS = 3, 0.03
 LEAST, MOST = 2, 4
 """Rounds through all cases: until each has ENOUGH undisturbed steps."""
-UNDISTURBED, ENOUGH = 0.1, 3
-"""Share of a step in which others had its ranks' processors. A machine that is never left alone tells nothing."""
+OTHERS, ENOUGH = 0.2, 3
+"""Share of all processors' time that others took during a case's steps. A machine that is never left alone tells
+nothing."""
 VECTORS = {"wish": ["matrix_product=torch_blas"]}
 """Not the processor's matrix unit: its host throttles it fourfold, for seconds to minutes (docs/measured.md)."""
 FACTORS = [2 ** (step / 16) for step in range(-24, 17)]
@@ -85,12 +86,12 @@ def fitted(rates: Rates, seconds: list[float]) -> Rates:
 
 
 def undisturbed(rounds: list[list[dict]], number: int) -> list[float]:
-    """Seconds of the steps of one run in which its ranks had their processors to themselves."""
+    """Seconds of the steps of one run during which others left the processors to its ranks."""
     return [
         seconds
         for ranks in rounds
-        for (seconds, waited), *others in zip(*(rank["times"][number] for rank in ranks), strict=True)
-        if waited + sum(other for _, other in others) < UNDISTURBED * seconds
+        if ranks[0]["shares"][number][1] - sum(rank["shares"][number][0] for rank in ranks) < OTHERS
+        for seconds in ranks[0]["times"][number]
     ]
 
 
