@@ -1,4 +1,4 @@
-"""Time by the planner against measured steps in a world of two: slow, one minute to three.
+"""Time by the planner against measured steps in a world of two: slow, two minutes to four.
 
 Rates are measured between the steps, operation by operation and size by size (calibration.py), as `contentv bench`
 would; one factor is fitted on every second case, the others are held out.
