@@ -125,7 +125,7 @@ HARDWARE = (
         network_gbs=0.0,
         source="no figure is published for a CPU as such",
         node_source="a machine's memory and network are its own",
-        launch_seconds=10e-6,
+        launch_seconds=80e-6,  # with autograd and Python, of steps that have nothing else (docs/measured.md)
         message_seconds=300e-6,
         is_host=True,
     ),

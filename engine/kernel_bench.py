@@ -107,7 +107,7 @@ def measure_kernels(wanted: KernelBenchmark, roof: Roof) -> Iterator[Row]:
         book = import_module(f"{KERNELS}.{op}.cases")
         for case in book.CASES:
             if _is_wanted(case, wanted):
-                yield from _measure_case(op, book, case, wanted, roof)
+                yield from measure_case(op, book, case, wanted, roof)
 
 
 def _is_wanted(case: Case, wanted: KernelBenchmark) -> bool:
@@ -128,7 +128,8 @@ class _Calls:
     backward: Callable[[], object] | None
 
 
-def _measure_case(op: str, book, case: Case, wanted: KernelBenchmark, roof: Roof) -> Iterator[Row]:
+def measure_case(op: str, book, case: Case, wanted: KernelBenchmark, roof: Roof) -> Iterator[Row]:
+    """Rows of one case, its own or another; `book`: the module kernels.<op>.cases."""
     cost: Cost = book.cost(case, wanted.dtype)
     sets = [
         book.inputs(case, dtype=wanted.dtype, device=str(wanted.device), seed=seed)

@@ -3,6 +3,7 @@
 step       time and memory of a training step
 block      one MM-DiT block forward and backward, in TFLOP/s
 kernels    every backend of every operation against the device's roofline
+messages   messages between ranks, by kind and size
 compile    every kernel as machine code for each chip, without a GPU
 """
 
@@ -10,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench_block, bench_compile, bench_kernels, bench_step
+from . import bench_block, bench_compile, bench_kernels, bench_messages, bench_step
 from .command_line import call
 
-COMMANDS = (bench_step, bench_block, bench_kernels, bench_compile)
+COMMANDS = (bench_step, bench_block, bench_kernels, bench_messages, bench_compile)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -68,8 +68,11 @@ def run(options: argparse.Namespace) -> int:
             print(line(row), flush=True)
     where = circumstances(device)
     whole = json.dumps(
-        {**vars(where), "dtype": name, "roof": vars(roof), "rows": [vars(row) for row in rows]}, indent=1
-    )
+        {
+            **vars(where), "device_type": device.type, "dtype": name, "roof": vars(roof),
+            "rows": [vars(row) for row in rows],
+        }, indent=1,
+    )  # fmt: skip
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(whole + "\n")

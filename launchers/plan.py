@@ -38,10 +38,12 @@ def run(argv: Sequence[str]) -> int:
             raise ValueError(f"--picture is {own.picture}; it is a PNG: name a file ending in .png")
     shapes, whence = samples_of(config, own)
     tell(whence)
+    from ..engine.planner.efficiencies import read_efficiencies
     from ..engine.planner.report import as_json, as_text, assumptions_of
     from ..engine.planner.search import plan
 
-    plans = [plan(config, own.world, hardware, shape, own.top) for shape in shapes]
+    efficiencies = read_efficiencies(own.efficiencies, config, hardware) if own.efficiencies else None
+    plans = [plan(config, own.world, hardware, shape, own.top, efficiencies) for shape in shapes]
     assumptions = [whence, *assumptions_of(plans)]
     if own.picture:
         from ..engine.planner.picture import draw
@@ -60,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--world", type=int, metavar="N", help="devices")
     names = ", ".join(hardware.key for hardware in HARDWARE)
     own.add_argument("--hardware", metavar="NAME", help=f"their kind: {names}")
+    measured = "what `contentv bench kernels --json` or `bench messages --json` printed on such a device (repeatable)"
+    own.add_argument("--efficiencies", action="append", metavar="FILE", help=measured)
     add_options(own)
     own.add_argument("--top", type=int, default=10, metavar="N", help="layouts to show; default 10")
     own.add_argument("--picture", metavar="FILE.png", help="draw their memory and time here")

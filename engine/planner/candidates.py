@@ -7,6 +7,7 @@ Whether a layout exists is the engine's own word (ParallelConfig, RunConfig.micr
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ...parallel.config import ParallelConfig
 from ..config import RunConfig
@@ -113,9 +114,10 @@ class Candidates:
             return 0
 
     def seconds_a_sample(self, config: RunConfig) -> float:
-        """Least seconds of one sample through all blocks and both ends: many at once share what a launch costs."""
-        most = replace(config, trainer=replace(config.trainer, micro_batch=MICRO_BATCHES[-1]))
-        blocks, layers = self.blocks(most), self.config.model.layers
+        """Least seconds of one sample through all blocks and both ends: many at once share what a launch costs, and no
+        call is slower than the best."""
+        most, layers = replace(config.trainer, micro_batch=MICRO_BATCHES[-1]), self.config.model.layers
+        blocks = block_times(replace(config, trainer=most), self.world, self.hardware, self.shape, self.best_rates)
         inner, last = blocks.block(0, "none") if layers > 1 else (), blocks.block(layers - 1, "none")
         passes = [*(each * (layers - 1) for each in inner), *last, *(each for end in blocks.ends() for each in end)]
         return sum(passes, Times()).total / MICRO_BATCHES[-1]
@@ -124,6 +126,10 @@ class Candidates:
         memory = StepMemory(config=config, world=self.world, hardware=self.hardware, shape=self.shape)
         step = step_time(config, self.world, memory.block, self.blocks(config))
         return step.least(sample * config.trainer.micro_batch / config.parallel.pipeline, count)
+
+    @cached_property
+    def best_rates(self) -> Rates:
+        return self.rates.best
 
     def blocks(self, config: RunConfig) -> BlockTimes:
         """Of a candidate; pipelines share it."""

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """One figure: products and attention as shares of the peak, memory as a share of its rate; on a CPU, which has no
-    peak, all products in TFLOP/s of one process."""
+    """One figure by the work of a call: products and attention (operations) as shares of the peak, passes over memory
+    (bytes) as shares of its rate; on a CPU, which has no peak, all products in TFLOP/s of one process."""
 
     hardware: str
     figure: str
-    value: float
+    points: tuple[tuple[float, float], ...]
+    """(work of a call, share), the least work first."""
     file: str
     date: str
 
@@ -21,49 +22,57 @@ MEASURED = (
     Measured(
         "h100-80g",
         "products",
-        0.7443,
+        ((1.96e12, 0.7443),),
         "block_h100.json",
         "2026-11-26",
     ),
     Measured(
         "h100-80g",
         "attention_forward",
-        0.5263,
+        ((1.7e13, 0.5263),),
         "kernels_attention_h100.json",
         "2026-11-26",
     ),
     Measured(
         "h100-80g",
         "attention_backward",
-        0.3246,
+        ((3.4e13, 0.3246),),
         "kernels_attention_h100.json",
         "2026-11-26",
     ),
     Measured(
         "h100-80g",
         "attention_backward_unrepeatable",
-        0.4087,
+        ((3.4e13, 0.4087),),
         "kernels_attention_h100.json",
         "2026-11-26",
     ),
     Measured(
         "h100-80g",
         "memory",
-        0.8271,
+        (
+            (2.12e07, 0.6076),
+            (6.05e08, 0.8300),
+            (1.16e09, 0.8313),
+            (2.42e09, 0.7772),
+        ),
         "kernels_tokens_h100.json",
         "2026-11-26",
     ),
     Measured(
         "h100-80g",
         "optimizer_memory",
-        0.8499,
+        (
+            (7.57e08, 0.8989),
+            (1.36e10, 0.8531),
+        ),
         "kernels_optimizer_h100.json",
         "2026-11-26",
     ),
     Measured(
         "cpu",
         "products_tflops",
-        0.1363,
+        ((1, 0.1363),),
         "rival_step_cpu_2_threads.json",
         "2026-11-26",
     ),

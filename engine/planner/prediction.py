@@ -8,6 +8,7 @@ from ...model.cost import StepOperations, count_operations
 from ..config import RunConfig
 from ..hardware import Hardware, Peak, Utilisation
 from .activations import BlockMemory
+from .efficiencies import Efficiencies
 from .held import runs_of
 from .memory import GIB, Memory, StepMemory
 from .rates import Rates, rates_of
@@ -116,9 +117,12 @@ def predict(config: RunConfig, world: int, hardware: Hardware, shape: Shape, rat
     )
 
 
-def device_rates(config: RunConfig, hardware: Hardware) -> Rates:
+def device_rates(config: RunConfig, hardware: Hardware, efficiencies: Efficiencies | None = None) -> Rates:
     trainer = config.trainer
-    return rates_of(hardware, trainer.precision, peak_tflops=trainer.peak_tflops, repeatable=config.kernels.repeatable)
+    return rates_of(
+        hardware, trainer.precision, peak_tflops=trainer.peak_tflops, repeatable=config.kernels.repeatable,
+        efficiencies=efficiencies,
+    )  # fmt: skip
 
 
 def block_times(config: RunConfig, world: int, hardware: Hardware, shape: Shape, rates: Rates) -> BlockTimes:

@@ -14,6 +14,7 @@ from ...model.config import Recompute
 from ..config import RunConfig
 from ..hardware import Hardware
 from .candidates import Candidates, Refusal
+from .efficiencies import Efficiencies
 from .memory import GIB, Memory, StepMemory
 from .prediction import USABLE, Prediction, device_rates, operations, predict, step_time
 from .rates import Rates
@@ -66,6 +67,7 @@ class Search:
     hardware: Hardware
     shape: Shape
     top: int
+    efficiencies: Efficiencies | None = None
     misfits: list[Misfit] = field(default_factory=list)
     memories: dict[tuple, Memory] = field(default_factory=dict)
 
@@ -218,11 +220,13 @@ class Search:
 
     @cached_property
     def rates(self) -> Rates:
-        return device_rates(self.config, self.hardware)
+        return device_rates(self.config, self.hardware, self.efficiencies)
 
 
-def plan(config: RunConfig, world: int, hardware: Hardware, shape: Shape, top: int = 10) -> Plan:
-    """The `top` fastest layouts of a run on `world` devices, every sample of that shape.
+def plan(config: RunConfig, world: int, hardware: Hardware, shape: Shape, top: int = 10,
+         efficiencies: Efficiencies | None = None) -> Plan:  # fmt: skip
+    """The `top` fastest layouts of a run on `world` devices, every sample of that shape; `efficiencies`: measured on
+    such a device.
 
     Raises:
         ValueError: an impossible world or number, a device without a known peak, or a world that nothing divides.
@@ -231,4 +235,4 @@ def plan(config: RunConfig, world: int, hardware: Hardware, shape: Shape, top: i
         raise ValueError(f"--world is {world}; it must be from 1 to {2**16} devices")
     if not 1 <= top <= 1000:
         raise ValueError(f"--top is {top}; it must be from 1 to 1000 layouts")
-    return Search(config=config, world=world, hardware=hardware, shape=shape, top=top).plan()
+    return Search(config=config, world=world, hardware=hardware, shape=shape, top=top, efficiencies=efficiencies).plan()

@@ -8,7 +8,6 @@ it, the update, and the reading of samples.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from ...model.config import Recompute
 from ...model.stages import Stage
@@ -17,7 +16,8 @@ from ...parallel.config import ParallelConfig
 from ..config import RunConfig
 from ..hardware import Hardware
 from .held import alike, held_by, runs_of
-from .rates import Rates
+from .rate import Rate
+from .rates import Rates, Way
 from .schedule import makespan
 from .work import BlockWork, Work
 
@@ -25,9 +25,6 @@ BUCKET = 40_000_000
 """Parameters of one of megatron's gradient buckets: the last one's reduction has no backward left to hide behind."""
 ROUNDS = 3
 """Of `pipeline` microbatches that are simulated; from then on every further one takes what the slowest rank takes."""
-
-Among = Literal["all", "all to all", "neighbours"]
-"""How a group sends: a collective that goes round; each to each; to the next one alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +97,12 @@ class BlockTimes:
         ring = self.transfer(
             sent.ring, sent.ring_messages, "neighbours", layout.ring_size, layout.tensor * layout.ulysses_size
         )
-        hidden = attention * (layout.ring_size - 1) / layout.ring_size
+        among = "shards" if layout.sequence else "sums"
+        # Processes that send on a CPU take from those that compute.
+        hidden = 0.0 if self.hardware.is_host else attention * (layout.ring_size - 1) / layout.ring_size
         return Times(
-            tensor=self.transfer(sent.tensor, sent.tensor_messages, "all", layout.tensor, 1),
-            ulysses=self.transfer(
-                sent.ulysses, sent.ulysses_messages, "all to all", layout.ulysses_size, layout.tensor
-            ),
+            tensor=self.transfer(sent.tensor, sent.tensor_messages, among, layout.tensor, 1),
+            ulysses=self.transfer(sent.ulysses, sent.ulysses_messages, "exchanges", layout.ulysses_size, layout.tensor),
             ring=max(0.0, ring - hidden),
         )
 
@@ -117,30 +114,38 @@ class BlockTimes:
         ]
         return (seconds[0][0], seconds[1][0]), (seconds[0][1], seconds[1][1])
 
-    def computing(self, work: Work, attention: float) -> Times:
+    def computing(self, work: Work, attention: Rate) -> Times:
         rates = self.rates
-        return Times(
-            products=work.products / rates.products / 1e12,
-            attention=work.attention / attention / 1e12,
-            elementwise=work.memory / rates.memory / 1e9 + work.launches * rates.launch_seconds,
+        # Few rows, as AdaLN's one a sample, are multiplied as fast as the weight is read.
+        products = sum(
+            max(rates.products.seconds(each.operations), rates.memory.seconds(each.bytes)) for each in work.products
         )
+        attending = sum(attention.seconds(*each) for each in work.attention)
+        passing = sum(rates.memory.seconds(*each) for each in work.passes)
+        launching = work.launches * rates.launch_seconds
+        if not self.hardware.is_host:
+            # A device computes while the next kernels are launched; it waits where they are launched more slowly.
+            launching = max(0.0, launching - products - attending - passing)
+        return Times(products=products, attention=attending, elementwise=passing + launching)
 
-    def transfer(self, size: int, messages: int, among: Among, ranks: int, stride: int) -> float:
+    def transfer(self, size: int, messages: int, among: Way, ranks: int, stride: int) -> float:
         """Seconds in which a rank sends `size` bytes, in a group of `ranks` whose numbers lie `stride` apart."""
         if not size:
             return 0.0
-        return size / self.bandwidth(among, ranks, stride) / 1e9 + messages * self.rates.message_seconds
+        bandwidth = self.bandwidth(among, ranks, stride, size / max(1, messages))
+        return size / bandwidth + messages * self.rates.message_seconds[among]
 
-    def bandwidth(self, among: Among, ranks: int, stride: int) -> float:
-        """10^9 bytes a second of a rank; consecutive ranks fill a node."""
+    def bandwidth(self, among: Way, ranks: int, stride: int, size: float) -> float:
+        """Bytes a second of a rank in messages of `size` bytes; consecutive ranks fill a node."""
         node, span = self.hardware.devices_per_node, ranks * stride
+        link, network = self.rates.link[among].at(size), self.rates.network[among].at(size)
         if self.world <= node or (span <= node and node % span == 0):
             if not self.hardware.is_mesh:
-                return self.rates.link
-            return self.rates.link * (1 if among == "neighbours" else ranks - 1) / (node - 1)
+                return link
+            return link * (1 if among == "neighbours" else ranks - 1) / (node - 1)
         # A collective that goes round crosses a node's border once, by the ports of all its ranks in that node.
-        ports = max(1, node // stride) if among == "all" else 1
-        return min(self.rates.link, ports * self.rates.network)
+        ports = max(1, node // stride) if among in ("sums", "shards") else 1
+        return min(link, ports * network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +178,7 @@ class StepTime:
             bubble=max(0.0, span - working.total),
             gradients=self.exchanging(held, ahead, behind),
             optimizer=self.updating(held),
-            reading=self.batch_bytes * count / self.blocks.rates.reading / 1e9,
+            reading=self.batch_bytes * count / self.blocks.rates.reading,
         )
 
     def run(self, run: Stage) -> tuple[Times, Times]:
@@ -216,8 +221,9 @@ class StepTime:
         share = held * (summing - 1) / summing
         reduced = share * GRADIENT_BYTES * (1 if layout.distributed_optimizer else 2)
         gathered = share * self.value_bytes if layout.distributed_optimizer else 0
+        among = "shards" if layout.distributed_optimizer else "sums"
         reducing, gathering = (
-            self.blocks.transfer(size, 1, "all", summing, layout.tensor) for size in (reduced, gathered)
+            self.blocks.transfer(size, 1, among, summing, layout.tensor) for size in (reduced, gathered)
         )
         return reducing, gathering
 
@@ -233,14 +239,14 @@ class StepTime:
             sum(self.held.by(run) for run in self.runs[rank :: layout.pipeline]) for rank in range(layout.pipeline)
         )
         exchanged = sum(self.exchanges(held)) - (busy if self.hides else 0.0)
-        rest = self.updating(held) + self.batch_bytes * count / self.blocks.rates.reading / 1e9
+        rest = self.updating(held) + self.batch_bytes * count / self.blocks.rates.reading
         return busy * (count + (layout.pipeline - 1) / layout.virtual_pipeline) + max(0.0, exchanged) + rest
 
     def updating(self, held: int) -> float:
         """Zeroing gradients, their norm, and AdamW over what this rank owns: bytes read and written of each value."""
         owned = held // (self.summing if self.layout.distributed_optimizer else 1)
         adamw = 36 + (2 if self.value_bytes == 2 else 0)
-        return (4 * held + (4 + adamw) * owned) / self.blocks.rates.optimizer_memory / 1e9
+        return sum(self.blocks.rates.optimizer_memory.seconds(size) for size in (4 * held, 4 * owned, adamw * owned))
 
     @property
     def layout(self) -> ParallelConfig:

@@ -4,31 +4,81 @@ Operations of products and attention are those of model/cost.py, shared out as t
 bytes sent are model/volume.py's; bytes of memory are what each elementwise operation of a block reads and writes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ...model.config import ModelConfig, Recompute
 from ...model.cost import TIMESTEP_FEATURES
-from ...model.volume import Place, StepShape, count_block
+from ...model.volume import GRADIENT_BYTES, Place, StepShape, count_block
 from ...parallel.config import ParallelConfig
 from .shape import Shape, first_share
+
+
+class Product(NamedTuple):
+    """One matrix product, [rows, depth] by [depth, columns]."""
+
+    rows: int
+    columns: int
+    depth: int
+    value_bytes: int
+    is_gradient: bool = False
+    """Of a weight: added to a buffer in fp32."""
+
+    @property
+    def operations(self) -> int:
+        return 2 * self.rows * self.columns * self.depth
+
+    @property
+    def bytes(self) -> int:
+        """That it reads and writes at least: what binds where there are few rows."""
+        out = 2 * GRADIENT_BYTES if self.is_gradient else self.value_bytes
+        return self.value_bytes * self.depth * (self.rows + self.columns) + out * self.rows * self.columns
+
+    @property
+    def gradients(self) -> tuple["Product", "Product"]:
+        """Of its left side, and of its right side, a weight."""
+        return (
+            Product(self.rows, self.depth, self.columns, self.value_bytes),
+            Product(self.depth, self.columns, self.rows, self.value_bytes, is_gradient=True),
+        )
+
+
+class Calls(NamedTuple):
+    """Several calls that are alike."""
+
+    work: int
+    """Of all: operations, or bytes read and written."""
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One pass, forward or backward, of one microbatch on one rank."""
 
-    products: int = 0
-    """Floating-point operations of matrix products."""
-    attention: int = 0
-    memory: int = 0
-    """Bytes read and written by everything else."""
+    products: tuple[Product, ...] = ()
+    attention: tuple[Calls, ...] = ()
+    passes: tuple[Calls, ...] = ()
+    """Over memory, everything else."""
     launches: int = 0
-    """Kernels started."""
+    """Kernels started, products and attention included."""
 
     def __add__(self, other: "Work") -> "Work":
         mine, its = vars(self), vars(other)
         return Work(**{name: value + its[name] for name, value in mine.items()})
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of products and attention."""
+        return sum(each.operations for each in self.products) + sum(each.work for each in self.attention)
+
+    @property
+    def gradients(self) -> "Work":
+        """What backward makes of the products and of attention alone: two of each, or twice as much."""
+        return Work(
+            products=tuple(gradient for each in self.products for gradient in each.gradients),
+            attention=tuple(Calls(2 * each.work, each.count) for each in self.attention),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +105,23 @@ class BlockWork:
 
     def forward(self, layer: int) -> Work:
         streams = [self.stream(tokens, lends) for tokens, lends in self.streams(layer)]
-        modulation = 2 * self.samples * self.width**2 * (8 if self.is_last(layer) else 12) // self.layout.tensor
-        memory = self.joint + self.hops * self.joining(layer)
-        launches = 8 + 6 * self.hops
-        return sum(
-            streams, Work(products=modulation, attention=self.attention(layer), memory=memory, launches=launches)
-        )
+        rows = [(2 if lends else 6) * self.width // self.layout.tensor for _, lends in self.streams(layer)]
+        modulation = tuple(self.product(1, columns, self.width) for columns in rows)
+        around = (Calls(self.hops * self.joining(layer), 6 * self.hops),) if self.hops else ()
+        joined = Work(
+            products=modulation, attention=(self.attention(layer),), passes=(Calls(self.joint, 3), *around),
+            launches=8 + 6 * self.hops,
+        )  # fmt: skip
+        return sum(streams, joined)
 
     def backward(self, layer: int, recompute: Recompute) -> Work:
         """The gradients, what is made again of them, and what is recomputed."""
         forward = self.forward(layer)
         passes = [self.stream_backward(tokens, lends) for tokens, lends in self.streams(layer)]
-        around = self.hops * (self.joining(layer) + self.travelling)
-        gradients = sum(passes, Work(memory=2 * self.joint + around, launches=12 + 8 * self.hops))
-        gradients = replace(gradients, products=2 * forward.products, attention=2 * forward.attention)
+        travelling = self.hops * (self.joining(layer) + self.travelling)
+        around = (Calls(travelling, 8 * self.hops),) if self.hops else ()
+        joined = Work(passes=(Calls(2 * self.joint, 6), *around), launches=12 + 8 * self.hops)
+        gradients = sum(passes, joined) + forward.gradients
         if recompute == "none":
             return gradients
         return gradients + (forward if recompute == "full" else self.mlps(layer))
@@ -76,13 +129,20 @@ class BlockWork:
     def stream(self, tokens: int, lends: bool) -> Work:
         rows, here, filled = self.counts(tokens)
         row, heads, hidden = self.row_bytes, self.head_bytes, self.hidden_bytes
+        qkv = self.product(filled, 3 * self.local_width, self.width)
         # Read and written: norm 2, the product's bias 6, QK-norm 4; then gate and norm 4, GELU 2, gate 3, biases 4.
         memory = 2 * rows * row + here * 10 * heads
-        products = 2 * filled * self.samples * self.width * 3 * self.local_width
         if lends:
-            return Work(products=products, memory=memory, launches=4)
-        products += 2 * filled * self.samples * self.width * (self.local_width + 2 * self.local_mlp)
-        return Work(products=products, memory=memory + 11 * rows * row + 2 * filled * hidden, launches=11)
+            return Work(products=(qkv,), passes=(Calls(memory, 3),), launches=4)
+        memory += 11 * rows * row + 2 * filled * hidden
+        products = qkv, self.product(filled, self.width, self.local_width), *self.perceptron(filled)
+        return Work(products=products, passes=(Calls(memory, 7),), launches=11)
+
+    def perceptron(self, filled: int) -> tuple[Product, Product]:
+        return self.product(filled, self.local_mlp, self.width), self.product(filled, self.width, self.local_mlp)
+
+    def product(self, tokens: int, columns: int, depth: int) -> Product:
+        return Product(self.samples * tokens, columns, depth, self.value_bytes)
 
     def stream_backward(self, tokens: int, lends: bool) -> Work:
         rows, here, filled = self.counts(tokens)
@@ -90,9 +150,9 @@ class BlockWork:
         # Norm 3 and again 2, the residual's sum 3; QK-norm 6 and again 4, one gradient of three 6, the bias 3.
         memory = 8 * rows * row + here * 19 * heads
         if lends:
-            return Work(memory=memory, launches=12)
+            return Work(passes=(Calls(memory, 8),), launches=12)
         # Gate and norm 6 and again 4, gate 3, biases 2; GELU 3 and again 2.
-        return Work(memory=memory + 15 * rows * row + 5 * filled * hidden, launches=24)
+        return Work(passes=(Calls(memory + 15 * rows * row + 5 * filled * hidden, 16),), launches=24)
 
     def mlps(self, layer: int) -> Work:
         """What selective recomputation does again: from attention's residual to the block's end."""
@@ -100,16 +160,16 @@ class BlockWork:
         for tokens, lends in self.streams(layer):
             if not lends:
                 rows, _, filled = self.counts(tokens)
-                products = 2 * filled * self.samples * self.width * 2 * self.local_mlp
                 memory = 9 * rows * self.row_bytes + 2 * filled * self.hidden_bytes
-                again += Work(products=products, memory=memory, launches=6)
+                again += Work(products=self.perceptron(filled), passes=(Calls(memory, 4),), launches=6)
         return again
 
-    def attention(self, layer: int) -> int:
-        """Scores, and the weighted sum of values: this rank's heads, its group's queries, everybody's keys."""
+    def attention(self, layer: int) -> Calls:
+        """Scores, and the weighted sum of values: this rank's heads, its group's queries, everybody's keys, a call for
+        each hop's."""
         asking, _ = self.attending(layer)
         keys = self.shape.video_tokens + self.shape.text_tokens
-        return 4 * self.samples * asking * keys * self.group_heads * self.config.head_width
+        return Calls(4 * self.samples * asking * keys * self.group_heads * self.config.head_width, max(1, self.hops))
 
     def attending(self, layer: int) -> tuple[int, int]:
         """Queries and keys that this rank's Ulysses group has."""
@@ -135,19 +195,36 @@ class BlockWork:
 
     def ends(self) -> tuple[Work, Work]:
         """Forward in front of the blocks and behind them."""
-        config, width = self.config, self.width
-        video, text = (self.counts(tokens)[0] * self.samples for tokens in self.tokens)
-        condition = self.samples * width * (TIMESTEP_FEATURES + config.pooled_width + 2 * width)
-        front = 2 * (video * config.token_width * width + text * config.text_width * width + condition)
-        back = 2 * (video * config.token_width * width + self.samples * 2 * width**2 // self.layout.tensor)
-        stream = video * width * self.value_bytes
-        return Work(products=front, memory=3 * stream, launches=20), Work(products=back, memory=3 * stream, launches=10)
+        width = self.width
+        video, _, _ = self.counts(self.shape.video_tokens)
+        front = (*self.reading, *self.condition)
+        modulation = self.product(1, 2 * width // self.layout.tensor, width)
+        back = self.product(video, self.config.token_width, width), modulation
+        stream = Calls(3 * video * self.samples * width * self.value_bytes, 2)
+        return Work(products=front, passes=(stream,), launches=20), Work(products=back, passes=(stream,), launches=10)
 
     def ends_backward(self) -> tuple[Work, Work]:
         """The batch asks no gradient: of what it is multiplied by there is one product, of the others two."""
         front, back = self.ends()
-        inner = 2 * 2 * self.samples * self.width**2  # the second matrix of the two small perceptrons
-        return replace(front, products=front.products + inner), replace(back, products=2 * back.products)
+        reading = tuple(each.gradients[1] for each in self.reading)
+        inner = tuple(gradient for each in self.condition for gradient in each.gradients)
+        return (
+            Work(products=reading + inner, passes=front.passes, launches=front.launches),
+            back.gradients + Work(passes=back.passes, launches=back.launches),
+        )
+
+    @property
+    def reading(self) -> tuple[Product, ...]:
+        """Of the batch itself: patches, captions, the timestep's features, the pooled caption."""
+        config, (video, text) = self.config, (self.counts(tokens)[0] for tokens in self.tokens)
+        streams, condition = (config.token_width, config.text_width), (TIMESTEP_FEATURES, config.pooled_width)
+        inputs = *zip((video, text), streams, strict=True), *((1, features) for features in condition)
+        return tuple(self.product(rows, self.width, depth) for rows, depth in inputs)
+
+    @property
+    def condition(self) -> tuple[Product, Product]:
+        """The second matrices of the two small perceptrons."""
+        return (self.product(1, self.width, self.width),) * 2
 
     def sent(self, layer: int, recompute: Recompute) -> Sent:
         step = StepShape(

@@ -32,6 +32,7 @@ def _rotated(case: Case) -> Case:
 CASES = (
     *(_joint_queries(case) for case in MODEL_CASES),
     *(_video_queries(case) for case in (QUICKSTART, CONTENTV_CROP, CONTENTV_IMAGE, CONTENTV_VIDEO, ODD)),
+    CONTENTV_VIDEO.but("a ring of 4", Q=CONTENTV_VIDEO["J"] // 4, J=CONTENTV_VIDEO["J"] // 4),
     *(_joint_queries(_rotated(case)) for case in (CONTENTV_CROP, CONTENTV_VIDEO, SINGLE)),
     _joint_queries(_rotated(ODD).but("two samples", B=2)),
     _video_queries(_rotated(ODD).but("two samples", B=2)),

@@ -2,12 +2,13 @@
 
 import torch
 
-from ..case import CONTENTV_CROP, LAPTOP, MODEL_CASES, Case, Cost, Draw
+from ..case import CONTENTV_CROP, CONTENTV_VIDEO, LAPTOP, MODEL_CASES, Case, Cost, Draw
 
 CASES = (
     *MODEL_CASES,
     *(case.but("text", S=case["T"]) for case in (LAPTOP, CONTENTV_CROP)),
     LAPTOP.but("tensor parallel 2", M=LAPTOP["M"] // 2),
+    CONTENTV_VIDEO.but("tensor parallel 8", M=CONTENTV_VIDEO["M"] // 8),
 )
 
 

@@ -8,11 +8,23 @@ tests/engine/planner/test_measured.py fails where the two differ.
 import json
 import statistics
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+from contentv.engine.planner.efficiencies import Row, rates_by_figure
+from contentv.engine.planner.rate import Rate
+from contentv.kernels.ranks import RANKS
+
 RESULTS = Path(__file__).parent / "results"
-BLOCK, KERNELS = "block_h100.json", ("kernels_tokens_h100.json", "kernels_optimizer_h100.json")
+BLOCK, TOKENS, OPTIMIZER = "block_h100.json", "kernels_tokens_h100.json", "kernels_optimizer_h100.json"
 ATTENTION, CPU = "kernels_attention_h100.json", "rival_step_cpu_2_threads.json"
+ATOMIC = "_unrepeatable"
+ATTENTION_FIGURES = ("attention_forward", "attention_backward", f"attention_backward{ATOMIC}")
+REPEATABLE = {
+    figure: {"joint_attention": ("flash_attn_repeatable",)} for figure in ("attention_forward", "attention_backward")
+}
+"""Measured as a backend of its own: flash_attn told to give the same bits twice."""
+KEYS = [field.name for field in fields(Row)]
 BLOCK_TOKENS, WIDTH, HEADS = (41_472, 333), 2432, 38
 PEAK, MEMORY = 989.4, 3350.0
 """Of the H100, as engine/hardware.py has them: figures are shares of these."""
@@ -26,12 +38,13 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """One figure: products and attention as shares of the peak, memory as a share of its rate; on a CPU, which has no
-    peak, all products in TFLOP/s of one process."""
+    """One figure by the work of a call: products and attention (operations) as shares of the peak, passes over memory
+    (bytes) as shares of its rate; on a CPU, which has no peak, all products in TFLOP/s of one process."""
 
     hardware: str
     figure: str
-    value: float
+    points: tuple[tuple[float, float], ...]
+    """(work of a call, share), the least work first."""
     file: str
     date: str
 
@@ -40,23 +53,20 @@ MEASURED = (
 '''
 
 
-def figures() -> list[tuple[str, str, float, str, str]]:
-    """(hardware, figure, value, file, date)."""
-    attention, block, cpu = read(ATTENTION), read(BLOCK), read(CPU)
-    found = [("h100-80g", "products", products_of(block) / PEAK, BLOCK, block["date"])]
-    for name, backend, direction in (
-        ("attention_forward", "flash_attn_repeatable", "forward"),
-        ("attention_backward", "flash_attn_repeatable", "backward"),
-        ("attention_backward_unrepeatable", "flash_attn", "backward"),
-    ):
-        (row,) = (each for each in attention["rows"] if (each["backend"], each["direction"]) == (backend, direction))
-        found.append(("h100-80g", name, row["tflops"] / PEAK, ATTENTION, attention["date"]))
-    for name, file in zip(("memory", "optimizer_memory"), KERNELS, strict=True):
+def figures() -> list[tuple[str, str, Rate, str, str]]:
+    """(hardware, figure, shares, file, date)."""
+    block, cpu = read(BLOCK), read(CPU)
+    largest = 2.0 * BLOCK_TOKENS[0] * WIDTH * 4 * WIDTH
+    found = [("h100-80g", "products", Rate(((largest, products_of(block) / PEAK),)), BLOCK, block["date"])]
+    for file, wanted in ((ATTENTION, ATTENTION_FIGURES), (TOKENS, ("memory",)), (OPTIMIZER, ("optimizer_memory",))):
         content = read(file)
-        rates = [row["gbs"] for row in content["rows"] if row["backend"].startswith("gpu") and row["bound"] == "memory"]
-        found.append(("h100-80g", name, statistics.median(rates) / MEMORY, file, content["date"]))
+        rows = [Row(**{key: row[key] for key in KEYS}) for row in content["rows"]]
+        for figure in wanted:
+            rate = rates_by_figure(rows, RANKS["cuda"] | REPEATABLE.get(figure, {}))[figure.removesuffix(ATOMIC)]
+            best = MEMORY * 1e9 if figure in ("memory", "optimizer_memory") else PEAK * 1e12
+            found.append(("h100-80g", figure, rate * (1 / best), file, content["date"]))
     steps = [run["tflops"] for run in cpu["runs"]["engine"]]
-    found.append(("cpu", "products_tflops", statistics.median(steps), CPU, cpu["date"]))
+    found.append(("cpu", "products_tflops", Rate.flat(statistics.median(steps)), CPU, cpu["date"]))
     return found
 
 
@@ -76,9 +86,14 @@ def read(file: str) -> dict:
 def module() -> str:
     """The whole text of engine/planner/measured.py."""
     lines = []
-    for hardware, figure, value, file, date in figures():
-        lines += ["    Measured(", *(f"        {each}," for each in (
-            f'"{hardware}"', f'"{figure}"', f"{value:.4f}", f'"{file}"', f'"{date}"')), "    ),"]  # fmt: skip
+    for hardware, figure, rate, file, date in figures():
+        points = [f"({f'{work:.3g}'.replace('e+', 'e')}, {share:.4f})" for work, share in rate.points]
+        if len(points) == 1:
+            shares = [f"        ({points[0]},),"]
+        else:
+            shares = ["        (", *(f"            {point}," for point in points), "        ),"]
+        lines += ["    Measured(", f'        "{hardware}",', f'        "{figure}",', *shares, f'        "{file}",',
+                  f'        "{date}",', "    ),"]  # fmt: skip
     return HEAD + "\n".join(lines) + "\n)\n"
 
 

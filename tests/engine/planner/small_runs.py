@@ -10,7 +10,8 @@ LATENTS = (4, 16, 24)
 TEXT_TOKENS = 13
 
 
-def small_run(*, layout: dict | None = None, model: dict | None = None, trainer: dict | None = None) -> RunConfig:
+def small_run(*, layout: dict | None = None, model: dict | None = None, trainer: dict | None = None,
+              kernels: dict | None = None) -> RunConfig:  # fmt: skip
     """A run of a small model that no shards exist for."""
     settings = {"max_steps": 2, "global_batch": 4, "micro_batch": 2, "checkpoint_every": 1}
     return RunConfig(
@@ -22,6 +23,6 @@ def small_run(*, layout: dict | None = None, model: dict | None = None, trainer:
         parallel=ParallelConfig(**layout or {}),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, schedule="constant"),
         trainer=TrainerConfig(**settings | (trainer or {})),
-        kernels=KernelConfig(),
+        kernels=KernelConfig(**kernels or {}),
         sample=SampleConfig(steps=1, guidance=1.0, fps=8.0),
     )

@@ -9,6 +9,7 @@ from contentv.engine.planner import Shape, predict
 from contentv.engine.planner.candidates import Candidates
 from contentv.engine.planner.held import held_by
 from contentv.engine.planner.prediction import device_rates
+from contentv.engine.planner.rate import Rate
 from contentv.engine.planner.report import (
     HEAD,
     _parts,
@@ -65,6 +66,16 @@ def test_the_first_is_the_best_of_everything_that_fits(memory_gib):
     assert [each.step_seconds for each in found] == sorted(each.step_seconds for each in found)
     recomputing = {each.config.trainer.recompute for each in found}
     assert (recomputing == {"none"}) == (memory_gib == 4.0)
+
+
+def test_no_step_is_below_its_bound_where_small_calls_are_the_faster_ones():
+    config = small_run(model={"layers": 6, "heads": 8, "head_width": 64}, trainer={"global_batch": 8})
+    shape, hardware = Shape(frames=8, rows=32, columns=32, text_tokens=33), hardware_of("cpu")
+    rates = device_rates(config, hardware)
+    rates = replace(rates, products=Rate(((1e8, 1e12), (1e11, 1e10))), memory=Rate(((1e5, 1e11), (1e8, 1e9))))
+    candidates = Candidates(config=config, world=8, hardware=hardware, shape=shape, rates=rates)
+    for candidate in candidates:
+        assert candidate.bound <= predict(candidate.config, 8, hardware, shape, rates).step_seconds
 
 
 def test_layouts_of_the_8b_run_fit_and_the_engine_takes_them(clip_plan):

@@ -37,11 +37,11 @@ def test_a_world_of_one_computes_what_the_cost_model_counts(config, shape, recom
     backward = sum(
         (work.backward(layer, recompute) for layer in range(config.layers)), sum(work.ends_backward(), Work())
     )
-    assert forward.products + forward.attention == counted.forward
-    assert none.products + none.attention == counted.backward
+    assert forward.operations == counted.forward
+    assert none.operations == counted.backward
     # Scores, which backward computes once more whatever is recomputed, are in the rate of attention's backward.
-    scores = forward.attention // 2
-    again = backward.products + backward.attention - none.products - none.attention
+    scores = sum(each.work for each in forward.attention) // 2
+    again = backward.operations - none.operations
     assert again == counted.recomputed - scores
 
 
