@@ -22,6 +22,7 @@ from ..model.config import FlowConfig, ModelConfig, Position
 from ..model.cost import count_operations, count_parameters
 from ..model.flow import Caption, Clips, FlowMatching, Objective, Question, squared_error
 from ..parallel.config import ParallelConfig
+from ..parallel.layers import leave_buffers
 from ..parallel.mesh import Mesh, build_mesh
 from ..parallel.training import DataParallel
 from .checkpoints import CheckpointFolder
@@ -155,6 +156,7 @@ def compile_blocks(model: DataParallel) -> None:
     counters.clear()
     for module in model.modules:
         for block in module.blocks.values():
+            leave_buffers(block)
             block.compile()
 
 

@@ -26,8 +26,7 @@ def _arena() -> ctypes.CDLL | str:
         return "csrc/memory is not built: install the engine where a C++ compiler is, and read what setup.py says"
     library = ctypes.CDLL(str(found))
     library.contentv_memory_torch.restype = ctypes.c_char_p
-    library.contentv_memory_install.restype = library.contentv_memory_clear.restype = ctypes.c_bool
-    library.contentv_memory_clear.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    library.contentv_memory_install.restype = ctypes.c_bool
     built = library.contentv_memory_torch().decode()
     present = torch.__version__.split("+")[0]
     if built != present:
@@ -35,12 +34,3 @@ def _arena() -> ctypes.CDLL | str:
     if not library.contentv_memory_install():
         return "the system grants no addresses for as much memory as the machine has (vm.overcommit_memory, ulimit -v)"
     return library
-
-
-def clear(tensor: torch.Tensor) -> None:
-    """Zeros in a contiguous tensor. In the arena its pages go back, and are there again as they are written to."""
-    # A fake tensor says that it is on a CPU; its storage tells that there is nothing to clear.
-    size, is_here = tensor.numel() * tensor.element_size(), tensor.untyped_storage().device.type == "cpu"
-    arena = _arena() if is_here else ""
-    if isinstance(arena, str) or not arena.contentv_memory_clear(tensor.data_ptr(), size):
-        tensor.zero_()

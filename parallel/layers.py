@@ -71,12 +71,26 @@ class RowLinear(RowParallelLinear):
 
 def _multiply(layer: ColumnParallelLinear | RowParallelLinear, megatrons: Callable, arguments: tuple, keywords: dict):
     """What megatron's linears do between their messages: by our kernel where it would send none meanwhile."""
-    # torch.compile cannot trace a backward that writes into a buffer: megatron's hook adds the gradient instead.
-    fused = keywords["gradient_accumulation_fusion"] and not torch.compiler.is_compiling()
+    fused = keywords["gradient_accumulation_fusion"]
+    if fused and torch.compiler.is_compiling():
+        # Nor could megatron's hook add the gradient instead: the buffer is not cleared for it.
+        raise RuntimeError("torch.compile cannot trace a backward that writes into a buffer: `leave_buffers` first")
     if layer.product and not keywords["allreduce_dgrad"] and not keywords["sequence_parallel"]:
         return linear(keywords["input"], keywords["weight"], keywords["bias"], layer.product, fused=fused)
     # megatron leaves the group out where nothing is sent, then warns: a warning cannot be traced.
-    return megatrons(*arguments, **keywords | {"tp_group": layer.tp_group, "gradient_accumulation_fusion": fused})
+    return megatrons(*arguments, **keywords | {"tp_group": layer.tp_group})
+
+
+def writes_gradient(layer: ColumnParallelLinear | RowParallelLinear) -> bool:
+    """Whether the weight's gradient comes from `linear` alone, which writes a step's first one over what is there."""
+    sends = isinstance(layer, ColumnParallelLinear) and (layer.allreduce_dgrad or layer.sequence_parallel)
+    return layer.gradient_accumulation_fusion and layer.product is not None and not sends
+
+
+def leave_buffers(module: torch.nn.Module) -> None:
+    """From now on its linears hand weight gradients to autograd, and megatron's hooks add them to the buffers."""
+    for layer in filter(is_linear, module.modules()):
+        layer.gradient_accumulation_fusion = False
 
 
 def is_linear(module: torch.nn.Module) -> bool:

@@ -4,6 +4,8 @@ megatron's calls torch's products and overlaps its messages with them; what a ra
 left to another kernel. The weight's gradient is treated as megatron treats it.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,11 @@ from ..kernels.matrix_product import MatrixProduct
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, product: MatrixProduct, *, fused: bool) -> Tensor:
-    """x W^T + b: [..., I] -> [..., O]; `fused`: adds the weight's gradient to weight.main_grad, where that exists."""
+    """x W^T + b: [..., I] -> [..., O]; `fused`: the weight's gradient goes to weight.main_grad, where that exists.
+
+    A step's first gradient is written over what is there, the next ones are added: nothing need clear a buffer of the
+    model's size, and no page of it is touched twice. `finish_gradients` follows the last one.
+    """
     return _Linear.apply(x, weight_OI, bias_O, product, fused)
 
 
@@ -35,9 +41,15 @@ class _Linear(torch.autograd.Function):
 def _weight_gradient(ctx, d_y_NO: Tensor, x_NI: Tensor, weight_OI: Tensor) -> Tensor | None:
     if ctx.main_grad_OI is None:
         return ctx.product(d_y_NO.t(), x_NI)
-    ctx.product(d_y_NO.t(), x_NI, sum_NO=ctx.main_grad_OI)
-    if not hasattr(weight_OI, "grad_added_to_main_grad"):
-        return None
-    # megatron's buffer waits for the hook of a gradient; by this mark it knows that there is nothing in it to add.
+    # megatron's mark, false from the buffers' reset on.
+    ctx.product(d_y_NO.t(), x_NI, sum_NO=ctx.main_grad_OI, is_first=not weight_OI.grad_added_to_main_grad)
+    # megatron's buffer waits for the hook of a gradient; by the mark it knows that there is nothing in it to add.
     weight_OI.grad_added_to_main_grad = True
     return torch.empty_like(weight_OI)
+
+
+def finish_gradients(weights: Iterable[torch.nn.Parameter]) -> None:
+    """Zeros for those of `linear`'s fused weights that no sample of this step has reached."""
+    for weight_OI in weights:
+        if not weight_OI.grad_added_to_main_grad:
+            weight_OI.main_grad.zero_()

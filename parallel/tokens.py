@@ -55,7 +55,8 @@ class Share:
 
     def trim(self, gathered: Tensor) -> Tensor:
         """Drops the filling after a product has gathered the pieces."""
-        return gathered[: self.count]
+        # Not a slice of the whole: its gradient would be a copy of it in zeros.
+        return gathered if gathered.shape[0] == self.count else gathered[: self.count]
 
     def fill(self, gathered: Tensor) -> Tensor:
         """The inverse of `trim`, before a product scatters."""

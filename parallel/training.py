@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..kernels.host_memory import clear
-from .layers import ShardedModule, is_linear
+from .layers import ShardedModule, is_linear, writes_gradient
+from .linear import finish_gradients
 from .megatron import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -72,11 +72,12 @@ class DataParallel:
             DistributedDataParallel(config, buffers, module, disable_bucketing=number > 0)
             for number, module in enumerate(modules)
         ]
-        for buffer in (buffer for chunk in self.chunks for buffer in chunk.buffers):
-            buffer.reset = partial(clear, buffer.grad_data)
-        for linear in (layer for module in modules for layer in module.modules() if is_linear(layer)):
+        self._linears = [layer for module in modules for layer in module.modules() if is_linear(layer)]
+        for linear in self._linears:
             linear.gradient_accumulation_fusion = True  # weights have their place in a buffer now
-        config.finalize_model_grads_func = finalize_model_grads
+        for buffer in (buffer for chunk in self.chunks for buffer in chunk.buffers):
+            buffer.reset = partial(self._reset, buffer)
+        config.finalize_model_grads_func = self._finalize
         config.no_sync_func = _one_or_all([chunk.no_sync for chunk in self.chunks])
         if buffers.overlap_grad_reduce:
             config.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in self.chunks])
@@ -110,6 +111,22 @@ class DataParallel:
     def forward(self, step: Step, batches: Iterable[Any], microbatches: Microbatches) -> torch.Tensor:
         """As `forward_backward`, the loss alone; after `gather`, which all data-parallel ranks do together."""
         return self._run(step, batches, microbatches, forward_only=True)
+
+    def _reset(self, buffer) -> None:
+        """Zeros in a gradient buffer, but for what is written over anyway."""
+        written = {id(weight) for weight in self._written_weights()}
+        if not written:
+            buffer.grad_data.zero_()
+        for parameter in buffer.params if written else ():
+            if id(parameter) not in written:
+                parameter.main_grad.zero_()
+
+    def _finalize(self, *arguments, **keywords) -> None:
+        finish_gradients(self._written_weights())
+        finalize_model_grads(*arguments, **keywords)
+
+    def _written_weights(self) -> Iterator[torch.nn.Parameter]:
+        return (linear.weight for linear in self._linears if writes_gradient(linear))
 
     def _run(self, step: Step, batches, microbatches: Microbatches, *, forward_only: bool) -> torch.Tensor:
         def forward_step(iterator, model):

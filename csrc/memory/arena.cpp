@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
@@ -154,20 +153,5 @@ EXPORTED bool contentv_memory_install() {
   pthread_atfork([] { contentv::arena().mutex().lock(); }, [] { contentv::arena().mutex().unlock(); },
                  [] { contentv::arena().mutex().unlock(); });
   c10::SetCPUAllocator(&contentv::arena(), 0);
-  return true;
-}
-
-/// Makes memory of the arena zeros by giving its pages back; false if it lies elsewhere.
-EXPORTED bool contentv_memory_clear(char* data, size_t bytes) {
-  using namespace contentv;
-  if (!arena().holds(data)) return false;
-  char *const from = up_to(data, PAGE), *const end = data + bytes;
-  char* const to = up_to(end - PAGE + 1, PAGE);
-  if (to <= from || madvise(from, to - from, MADV_DONTNEED) != 0) {
-    std::memset(data, 0, bytes);
-    return true;
-  }
-  std::memset(data, 0, from - data);
-  std::memset(to, 0, end - to);
   return true;
 }

@@ -1,6 +1,6 @@
 """The product of two matrices, as the linears multiply tokens by weights, forward and for both gradients.
 
-    out = left right (+ bias)            sum = sum + left right
+    out = left right (+ bias)            sum = sum + left right            sum = left right
 
 Source: Lawson, Hanson, Kincaid, Krogh, Basic Linear Algebra Subprograms for Fortran Usage, ACM TOMS 5(3), 1979, and its
 third level (GEMM), Dongarra et al., ACM TOMS 16(1), 1990.
@@ -21,7 +21,13 @@ from ..toolchains import native_refusal
 
 class MatrixProduct(Protocol):
     def __call__(
-        self, left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None = None, sum_NO: Tensor | None = None
+        self,
+        left_NI: Tensor,
+        right_IO: Tensor,
+        bias_O: Tensor | None = None,
+        sum_NO: Tensor | None = None,
+        *,
+        is_first: bool = False,
     ) -> Tensor:
         """The product, or the sum that it was added to.
 
@@ -29,6 +35,7 @@ class MatrixProduct(Protocol):
             left_NI, right_IO: of one dtype, with any strides: a transposed view is not copied.
             bias_O: added to every row.
             sum_NO: contiguous, of left's dtype or a wider one; the product is added to it in place. Not with a bias.
+            is_first: the sum begins with this product: what is in sum_NO is written over and never read.
 
         Returns:
             out_NO in left's dtype, or sum_NO.

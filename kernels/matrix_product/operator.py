@@ -21,26 +21,31 @@ def operator(backend: str, kernel: Kernel) -> MatrixProduct:
     def fill(left_NI, right_IO, bias_O, out_NO):
         kernel(left_NI, right_IO, bias_O, out_NO, False)
 
-    def add(left_NI, right_IO, sum_NO):
-        kernel(left_NI, right_IO, None, sum_NO, True)
+    def add(left_NI, right_IO, sum_NO, is_first):
+        kernel(left_NI, right_IO, None, sum_NO, not is_first)
 
     multiply = define(
         f"matrix_product_{backend}", "(Tensor left, Tensor right, Tensor? bias) -> Tensor", _outputs, fill
     )
     multiply_add = define_in_place(
-        f"matrix_product_{backend}_add", "(Tensor left, Tensor right, Tensor(a!) sum) -> ()", add
+        f"matrix_product_{backend}_add", "(Tensor left, Tensor right, Tensor(a!) sum, bool is_first) -> ()", add
     )
 
     register_flop_formula([multiply.overloadpacket, multiply_add.overloadpacket])(_operations)
 
     @torch.no_grad()
     def matrix_product(
-        left_NI: Tensor, right_IO: Tensor, bias_O: Tensor | None = None, sum_NO: Tensor | None = None
+        left_NI: Tensor,
+        right_IO: Tensor,
+        bias_O: Tensor | None = None,
+        sum_NO: Tensor | None = None,
+        *,
+        is_first: bool = False,
     ) -> Tensor:
         check(bias_O, sum_NO)
         if sum_NO is None:
             return multiply(left_NI, right_IO, bias_O)
-        multiply_add(left_NI, right_IO, sum_NO)
+        multiply_add(left_NI, right_IO, sum_NO, is_first)
         return sum_NO
 
     return matrix_product

@@ -60,6 +60,9 @@ def test_any_size_and_orientation(sizes, turned, product, poisoned):
     before = total.clone()
     assert product(left, right, sum_NO=total) is total
     assert distances(total.double() - before.double(), truth)[0] <= bound + 2.0**-22
+    total.fill_(torch.nan)
+    assert product(left, right, sum_NO=total, is_first=True) is total
+    assert torch.equal(total, product(left, right)), "what was there is written over, unread"
 
 
 def test_gaps_between_values(product):
@@ -73,6 +76,7 @@ def test_nothing_to_multiply(product):
     assert product(left, right).tolist() == [[0, 0]] * 3
     assert product(left, right, bias).tolist() == [[1, 2]] * 3
     assert product(left, right, sum_NO=torch.ones(3, 2)).tolist() == [[1, 1]] * 3
+    assert product(left, right, sum_NO=torch.ones(3, 2), is_first=True).tolist() == [[0, 0]] * 3
     assert product(torch.zeros(0, 5), torch.zeros(5, 2)).shape == (0, 2)
 
 
@@ -107,6 +111,8 @@ def test_other_dtypes_are_rounded_once_and_added_up_in_fp32(name, dtype, backend
     total = product(left, right, sum_NO=torch.ones(70, 45, dtype=wide))
     # torch rounds a 16-bit product on a CPU before it is added.
     assert total.dtype == wide and distances(total.double() - 1, truth)[0] <= precision / 2 + 2.0**-20
+    total = product(left, right, sum_NO=torch.full((70, 45), torch.nan, dtype=wide), is_first=True)
+    assert total.dtype == wide and distances(total.double(), truth)[0] <= precision / 2 + 2.0**-20
 
 
 def test_a_bias_and_a_sum_are_refused(product):
@@ -147,4 +153,5 @@ def test_opcheck(name, backend):
     left, right = drawn(5, 7, 1), drawn(7, 3, 2)
     multiply, add = (getattr(torch.ops.contentv, f"matrix_product_{name}{suffix}").default for suffix in ("", "_add"))
     torch.library.opcheck(multiply, (left, right, torch.ones(3)))
-    torch.library.opcheck(add, (left, right, torch.ones(5, 3)))
+    for is_first in (False, True):
+        torch.library.opcheck(add, (left, right, torch.ones(5, 3), is_first))

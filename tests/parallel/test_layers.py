@@ -8,7 +8,8 @@ import torch.nn.functional as functional
 
 from contentv.kernels.registry import TABLE
 from contentv.parallel.config import ParallelConfig
-from contentv.parallel.layers import WHOLE, LayerFactory, piece_of, recompute
+from contentv.parallel.layers import WHOLE, LayerFactory, leave_buffers, piece_of, recompute, writes_gradient
+from contentv.parallel.linear import finish_gradients
 from contentv.parallel.mesh import build_mesh
 from contentv.tests.ranks import RankFailure
 
@@ -111,7 +112,7 @@ def test_a_products_weight_gradient_is_added_to_its_buffer(mesh, product, dtype)
     """By the product itself, over microbatches; torch rounds bf16 products before it adds them up in fp32 on a CPU."""
     layer = LayerFactory(mesh, dtype, product).column(6, 5)
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
-    layer.weight.main_grad = torch.zeros(5, 6)
+    layer.weight.main_grad = torch.full((5, 6), torch.nan if product else 0.0)  # ours writes the first one over it
     layer.weight.grad_added_to_main_grad = False
     layer.gradient_accumulation_fusion = True
     torch.nn.init.zeros_(layer.bias)
@@ -123,6 +124,30 @@ def test_a_products_weight_gradient_is_added_to_its_buffer(mesh, product, dtype)
         expected += left.t() @ right
     assert layer.weight.grad_added_to_main_grad
     torch.testing.assert_close(layer.weight.main_grad, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_weight_no_sample_reached_has_a_gradient_of_zeros():
+    weights = [torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2)]
+    for weight, is_reached in zip(weights, (True, False), strict=True):
+        weight.main_grad, weight.grad_added_to_main_grad = torch.full((2, 3), 7.0), is_reached
+    finish_gradients(weights)
+    assert weights[0].main_grad.eq(7).all() and weights[1].main_grad.eq(0).all()
+
+
+def test_who_writes_a_gradient_and_who_adds_it(mesh):
+    """Only what our own product makes, and no message is sent for meanwhile, is written over a buffer uncleared."""
+    ours = TABLE["matrix_product", "reference"].load()
+    layer = LayerFactory(mesh, torch.float32, ours).column(6, 5)
+    assert not writes_gradient(layer), "no buffer yet"
+    layer.gradient_accumulation_fusion = True
+    assert writes_gradient(layer)
+    layer.allreduce_dgrad = True
+    assert not writes_gradient(layer)
+    layer.allreduce_dgrad, layer.product = False, None
+    assert not writes_gradient(layer)
+    layer.product = ours
+    leave_buffers(layer)
+    assert not writes_gradient(layer)
 
 
 def test_a_world_announced_in_part_is_refused(rank_server):
