@@ -27,6 +27,7 @@ def _arena() -> ctypes.CDLL | str:
     library = ctypes.CDLL(str(found))
     library.contentv_memory_torch.restype = ctypes.c_char_p
     library.contentv_memory_install.restype = ctypes.c_bool
+    library.contentv_memory_give_back.argtypes = ctypes.c_void_p, ctypes.c_size_t
     built = library.contentv_memory_torch().decode()
     present = torch.__version__.split("+")[0]
     if built != present:
@@ -34,3 +35,10 @@ def _arena() -> ctypes.CDLL | str:
     if not library.contentv_memory_install():
         return "the system grants no addresses for as much memory as the machine has (vm.overcommit_memory, ulimit -v)"
     return library
+
+
+def give_back(tensor: torch.Tensor) -> None:
+    """Lets go of a contiguous tensor's pages until it is written to. Its values are old or 0 from now on."""
+    # A fake tensor says that it is on a CPU; its storage tells that there is nothing to let go of.
+    if tensor.untyped_storage().device.type == "cpu" and not isinstance(arena := _arena(), str):
+        arena.contentv_memory_give_back(tensor.data_ptr(), tensor.numel() * tensor.element_size())

@@ -155,3 +155,11 @@ EXPORTED bool contentv_memory_install() {
   c10::SetCPUAllocator(&contentv::arena(), 0);
   return true;
 }
+
+/// Gives pages of the arena back whose values nobody needs any more; what is read there before it is written is old or 0.
+EXPORTED void contentv_memory_give_back(char* data, size_t bytes) {
+  using namespace contentv;
+  if (!arena().holds(data)) return;
+  char *const from = up_to(data, PAGE), *const to = up_to(data + bytes - PAGE + 1, PAGE);
+  if (to > from) madvise(from, to - from, MADV_DONTNEED);
+}

@@ -85,7 +85,8 @@ def prepare(folder: Path, sizes: dict[str, int]) -> tuple[Path, Path]:
 def compare(files: tuple[Path, Path], rounds: int, steps: int) -> dict:
     """Engine and rival in turns; AssertionError where a step's losses part."""
     weights, inputs = map(str, files)
-    shared = ["--steps", str(steps)]
+    # One more than is judged: in the rival's last step the engine's process is on its way out, and not idle.
+    shared = ["--steps", str(steps + 1)]
     commands = {
         "engine": [sys.executable, "-m", "contentv.launchers.bench", "step", "--json", "--in-turns", *shared,
                    "--checkpoint", weights, "--inputs", inputs],
@@ -93,7 +94,7 @@ def compare(files: tuple[Path, Path], rounds: int, steps: int) -> dict:
     }  # fmt: skip
     runs: dict[str, list[dict]] = {name: [] for name in commands}
     for _ in range(rounds):
-        for name, run in zip(commands, side_by_side(list(commands.values()), WARM_UP + steps), strict=True):
+        for name, run in zip(commands, side_by_side(list(commands.values()), WARM_UP + steps + 1), strict=True):
             runs[name].append(run)
     pairs = list(zip(runs["engine"], runs["rival"], strict=True))
     apart = [
@@ -103,7 +104,9 @@ def compare(files: tuple[Path, Path], rounds: int, steps: int) -> dict:
     ]
     assert max(apart) < TOLERANCE, f"losses part by {max(apart):.2e}"
     ratios = [
-        ours / theirs for one, other in pairs for ours, theirs in zip(one["step_ms"], other["step_ms"], strict=True)
+        ours / theirs
+        for one, other in pairs
+        for ours, theirs in zip(one["step_ms"][:steps], other["step_ms"][:steps], strict=True)
     ]
     return {
         "time_ratio": statistics.median(ratios),

@@ -56,8 +56,15 @@ def test_idle_pages_go_back_to_the_system(arena):
     before = resident_mib()
     tensor = torch.ones(size // 4)
     assert resident_mib() - before > 80  # the rest may have been there, idle
+    host_memory.give_back(tensor[1:-1])
+    assert resident_mib() - before < 10 and tensor[0] == tensor[-1] == 1, "its neighbours stay"
+    tensor.fill_(2)
+    assert tensor.eq(2).all() and resident_mib() - before > 80
     del tensor
     assert resident_mib() - before < 80, "only so much stays for the next tensors"
+    small = torch.ones(7)
+    host_memory.give_back(small)
+    assert small.all(), "what lies elsewhere stays"
 
 
 def test_a_library_for_another_torch_is_refused(monkeypatch):
