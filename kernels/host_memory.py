@@ -26,8 +26,8 @@ def _arena() -> ctypes.CDLL | str:
         return "csrc/memory is not built: install the engine where a C++ compiler is, and read what setup.py says"
     library = ctypes.CDLL(str(found))
     library.contentv_memory_torch.restype = ctypes.c_char_p
-    library.contentv_memory_install.restype = ctypes.c_bool
-    library.contentv_memory_give_back.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    library.contentv_memory_install.restype = library.contentv_memory_clear.restype = ctypes.c_bool
+    library.contentv_memory_clear.argtypes = ctypes.c_void_p, ctypes.c_size_t
     built = library.contentv_memory_torch().decode()
     present = torch.__version__.split("+")[0]
     if built != present:
@@ -37,8 +37,10 @@ def _arena() -> ctypes.CDLL | str:
     return library
 
 
-def give_back(tensor: torch.Tensor) -> None:
-    """Lets go of a contiguous tensor's pages until it is written to. Its values are old or 0 from now on."""
-    # A fake tensor says that it is on a CPU; its storage tells that there is nothing to let go of.
-    if tensor.untyped_storage().device.type == "cpu" and not isinstance(arena := _arena(), str):
-        arena.contentv_memory_give_back(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+def clear(tensor: torch.Tensor) -> None:
+    """Zeros in a contiguous tensor. In the arena its pages go back, and are there again as they are written to."""
+    # A fake tensor says that it is on a CPU; its storage tells that there is nothing to clear.
+    size, is_here = tensor.numel() * tensor.element_size(), tensor.untyped_storage().device.type == "cpu"
+    arena = _arena() if is_here else ""
+    if isinstance(arena, str) or not arena.contentv_memory_clear(tensor.data_ptr(), size):
+        tensor.zero_()

@@ -8,12 +8,14 @@
 
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <torch/version.h>
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
@@ -27,6 +29,7 @@ constexpr size_t PAGE = 4096;
 constexpr size_t HUGE = size_t{1} << 21;
 constexpr size_t IDLE_LIMIT = size_t{64} << 20;  // pages kept beyond the last tensor, for the next ones
 constexpr size_t IDLE_KEPT = size_t{32} << 20;
+constexpr int HEAP_LIMIT = 1 << 25;  // bytes; what is larger malloc maps, as it would by itself in the end
 
 /// The next multiple of `unit` at or behind `at`.
 char* up_to(char* at, size_t unit) {
@@ -149,6 +152,11 @@ EXPORTED const char* contentv_memory_torch() { return TORCH_VERSION; }
 /// From now on large CPU tensors lie in the arena; false if the system does not grant its addresses.
 EXPORTED bool contentv_memory_install() {
   if (!contentv::arena().reserve()) return false;
+  // Nor does what is left to malloc go back between two steps, to be cleared and mapped in again.
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, contentv::HEAP_LIMIT);
+  mallopt(M_TRIM_THRESHOLD, contentv::IDLE_LIMIT);
+#endif
   // A child must not inherit the lock from a thread that it does not have.
   pthread_atfork([] { contentv::arena().mutex().lock(); }, [] { contentv::arena().mutex().unlock(); },
                  [] { contentv::arena().mutex().unlock(); });
@@ -156,10 +164,18 @@ EXPORTED bool contentv_memory_install() {
   return true;
 }
 
-/// Gives pages of the arena back whose values nobody needs any more; what is read there before it is written is old or 0.
-EXPORTED void contentv_memory_give_back(char* data, size_t bytes) {
+/// Makes memory of the arena zeros by giving its pages back; false if it lies elsewhere. Huge pages whole: the parts of one
+/// would come back by the 4 KiB.
+EXPORTED bool contentv_memory_clear(char* data, size_t bytes) {
   using namespace contentv;
-  if (!arena().holds(data)) return;
-  char *const from = up_to(data, PAGE), *const to = up_to(data + bytes - PAGE + 1, PAGE);
-  if (to > from) madvise(from, to - from, MADV_DONTNEED);
+  if (!arena().holds(data)) return false;
+  char *const from = up_to(data, HUGE), *const end = data + bytes;
+  char* const to = up_to(end - HUGE + 1, HUGE);
+  if (to <= from || madvise(from, to - from, MADV_DONTNEED) != 0) {
+    std::memset(data, 0, bytes);
+    return true;
+  }
+  std::memset(data, 0, from - data);
+  std::memset(to, 0, end - to);
+  return true;
 }

@@ -72,8 +72,8 @@ MEASURED = (
     Measured(
         "cpu",
         "products_tflops",
-        ((1, 0.1363),),
+        ((1, 0.2286),),
         "rival_step_cpu_2_threads.json",
-        "2026-11-26",
+        "2026-11-27",
     ),
 )
