@@ -36,9 +36,10 @@ struct Head {
   int64_t sample, head;
 };
 
-/// `total` in equal parts of about `size`, each a multiple of `unit`; one part of nothing.
+/// `total` in equal parts of about `size`, each a multiple of `unit`; of nothing, one unit.
 int64_t part_of(int64_t total, int64_t size, int64_t unit) {
-  const int64_t parts = total > 0 ? (total + size - 1) / size : 1;
+  if (total == 0) return unit;
+  const int64_t parts = (total + size - 1) / size;
   return ((total + parts - 1) / parts + unit - 1) / unit * unit;
 }
 

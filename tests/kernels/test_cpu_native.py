@@ -149,6 +149,16 @@ def test_attention_at_the_edges_of_its_blocks(queries, keys, poisoned):
     agrees_with_the_reference("joint_attention", attention(queries, keys), torch.float32)
 
 
+def test_attention_without_queries_is_nothing():
+    """Not in the contract, which begins at one; and no reason to end the process."""
+    given = attention(0, 5)
+    leaves = {name: given[name].requires_grad_() for name in ("q_BHQE", "k_BHJE", "v_BHJE")}
+    out_BHQE, lse_BHQ = native("joint_attention")(**(given | leaves))
+    assert (out_BHQE.numel(), lse_BHQ.numel()) == (0, 0)
+    (out_BHQE.sum() + lse_BHQ.sum()).backward()
+    assert not leaves["k_BHJE"].grad.any() and not leaves["v_BHJE"].grad.any()
+
+
 def test_noise_is_within_4_ulp_of_philox(instruction_set):
     arguments = inputs("flow_noise", "quickstart")
     arguments["sample_B"] = torch.tensor([0, 1, 2**32 - 1, 2**32 + 5, 7, 8, -1, 10])
