@@ -44,7 +44,7 @@ class Verdict:
     lines: tuple[str, ...]
     """What a person is told."""
     unended: str = ""
-    """Why there is no verdict, where the check reached its limit and no node can be blamed for it."""
+    """Why there is no verdict: the check reached its limit, or most ranks hung, and no node can be blamed for it."""
 
 
 def keep(folder: Path, record: dict) -> None:
@@ -69,8 +69,10 @@ def judge(
     """Reads what the ranks left in `logs`, keeps it in the run folder, and compares; `asked`: it was cut short."""
     earlier = [record for record in json_lines.read(run / NODES_FILE) if {"job", "node", "ok"} <= record.keys()]
     now = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(logs.glob(f"{PREFIX}*.json"))]
-    if not asked:
-        now += silent(logs, now)
+    hung = [] if asked else silent(logs, now)
+    is_most = len(hung) > len(now)
+    if not is_most:
+        now += _unanswering(hung, len(now))
     records = [{"attempt": attempt, "job": job, **record} for record in now]
     expected = {name: expectation(name, [*earlier, *records]) for name in FIGURES}
     floor = floor or Floor()
@@ -89,24 +91,30 @@ def judge(
     measured = sum(not record.get("error") for record in records)
     summary = summary or "nothing: no rank measured anything"
     lines.append(f"node check: {measured} of {len(records)} ranks measured; expected {summary}")
-    return Verdict(
-        bad=tuple(sorted(known | set(bad))) if bad else (),
-        lines=tuple(lines),
-        unended=unanswered(logs, unended) if unended and not bad and not asked else "",
-    )
+    why = ""
+    if not bad and not asked and unended:
+        why = unanswered(logs, unended)
+    elif not bad and is_most:
+        ranks = len(hung) + len(now)
+        why = f"of {ranks} ranks in the node check {len(hung)} began and measured nothing: too many for bad nodes"
+    return Verdict(bad=tuple(sorted(known | set(bad))) if bad else (), lines=tuple(lines), unended=why)
 
 
-def silent(logs: Path, measured: Sequence[dict]) -> list[dict]:
-    """Records of the ranks that began and measured nothing, though most did and waited for them.
+def silent(logs: Path, measured: Sequence[dict]) -> list[tuple[int, str]]:
+    """Rank and node of those that began and measured nothing, though others did and waited for them.
 
     None where a rank met an error: srun ended the others for its sake, whatever they were about to measure.
     """
-    known = {record["rank"] for record in measured}
-    missing = [(rank, node) for rank, node in began(logs) if rank not in known]
-    if len(missing) > len(measured) or any(record.get("error") for record in measured):
+    if not measured or any(record.get("error") for record in measured):
         return []
-    error = f"its device did not answer: it began and measured nothing, while {len(measured)} others did"
-    return [{"node": node, "rank": rank, "device": None, "error": error} for rank, node in missing]
+    known = {record["rank"] for record in measured}
+    return [(rank, node) for rank, node in began(logs) if rank not in known]
+
+
+def _unanswering(ranks: Sequence[tuple[int, str]], others: int) -> list[dict]:
+    """Their records."""
+    error = f"its device did not answer: it began and measured nothing, while {others} others did"
+    return [{"node": node, "rank": rank, "device": None, "error": error} for rank, node in ranks]
 
 
 def began(logs: Path) -> list[tuple[int, str]]:

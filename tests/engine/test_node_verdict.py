@@ -108,6 +108,15 @@ def test_at_its_limit_too_a_check_blames_one_of_many(tmp_path):
     assert (verdict.bad, verdict.unended) == (("node-2",), "")
 
 
+def test_where_most_ranks_hang_no_node_is_blamed_and_nothing_trains(tmp_path):
+    began(tmp_path / "1", 4)
+    measured(tmp_path / "1", 0, "node-1")
+    assert judge(tmp_path, tmp_path / "1", attempt=1, job="7", asked=True).unended == ""
+    verdict = judge(tmp_path, tmp_path / "1", attempt=1, job="7")
+    assert verdict.bad == ()
+    assert verdict.unended.startswith("of 4 ranks in the node check 3 began and measured nothing")
+
+
 def test_hundreds_of_silent_nodes_are_counted(tmp_path):
     (tmp_path / "1").mkdir()
     late = Unended(minutes=10, nodes=tuple(f"n{node}" for node in range(256)), ranks_per_node=8)
