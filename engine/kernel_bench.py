@@ -20,12 +20,15 @@ from torch import Tensor
 from ..kernels import registry
 from ..kernels.case import Case, Cost
 from ..kernels.device import is_accelerator, last_cache_bytes, seconds_between, wait_for
+from ..kernels.joint_attention.rotation import rotate_before
 from ..kernels.ranks import OPERATIONS
 from ..kernels.registry import TABLE
 
 KERNELS = registry.__name__.rpartition(".")[0]
 COMPILED = "inductor"
 """The rival that every machine has: torch.compile of the reference."""
+FLEX = "flex_attention"
+"""Attention's rival on CUDA, the only device for which torch has its backward; compiled, without mask."""
 _ROUNDS = 5
 _QUEUED = 10
 _PAUSE = 0.01
@@ -183,7 +186,26 @@ def _candidates(op: str, wanted: KernelBenchmark) -> dict[str, Callable[[], Call
     # An optimizer's lists are no graph worth compiling anew for every case, and attention's loop over blocks unrolls.
     if op not in ("adamw", "gradient_norm", "joint_attention"):
         there[COMPILED] = lambda: torch.compile(TABLE[op, "reference"].load(), dynamic=False)
+    if op == "joint_attention" and wanted.device.type == "cuda":
+        there[FLEX] = lambda: flex(torch.compile(_flex_attention(), dynamic=False))
     return {name: load for name, load in there.items() if not wanted.backends or name in wanted.backends}
+
+
+def _flex_attention() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention  # seconds, for one rival of one operation
+
+    return flex_attention
+
+
+def flex(attention: Callable[..., Tensor]) -> Callable:
+    """torch's FlexAttention under joint_attention's contract, without the log-sum-exp."""
+
+    def attend(q_BHQE: Tensor, k_BHJE: Tensor, v_BHJE: Tensor, *, scale: float, rotation=None) -> Tensor:
+        if rotation is not None:
+            q_BHQE, k_BHJE = rotate_before(q_BHQE, k_BHJE, rotation)
+        return attention(q_BHQE, k_BHJE, v_BHJE, scale=scale)
+
+    return attend
 
 
 def _prepare(function: Callable, sets: list[dict]) -> _Calls:

@@ -22,7 +22,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--op", action="append", choices=OPERATIONS, help="one operation (may be repeated); default: all"
     )
-    parser.add_argument("--backend", action="append", choices=(*backend_names(), "inductor"),
+    parser.add_argument("--backend", action="append", choices=(*backend_names(), "inductor", "flex_attention"),
                         help="only this one (may be repeated); inductor: torch.compile of the reference")  # fmt: skip
     shapes = "model: what the model passes, on an accelerator the 8B model's; odd: what no tile divides"
     parser.add_argument("--shapes", choices=("model", "odd"), default="model", help=shapes)

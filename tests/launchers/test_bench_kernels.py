@@ -6,9 +6,12 @@ from importlib import import_module
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
+from contentv.engine.kernel_bench import flex
 from contentv.kernels.case import QUICKSTART
 from contentv.kernels.ranks import OPERATIONS
+from contentv.kernels.registry import TABLE
 from contentv.launchers import bench
 from contentv.model.config import contentv_8b
 from contentv.model.cost import count_operations
@@ -67,6 +70,16 @@ def test_every_operation_says_what_it_must_move(op):
     tensors = [each for value in inputs.values() for each in (value if isinstance(value, list) else [value])]
     read = sum(each.nbytes for each in tensors if isinstance(each, torch.Tensor))
     assert cost.forward_bytes >= 0.8 * read, "what is given is read"
+
+
+@pytest.mark.parametrize("part", ["odd, joint queries", "a part of the queries is video"])
+def test_the_flex_rival_computes_attention(part):
+    """Forward and uncompiled: torch has its backward and a kernel of it for CUDA alone."""
+    book = import_module("contentv.kernels.joint_attention.cases")
+    given = book.inputs(next(case for case in book.CASES if part in case.name))
+    out, _ = TABLE["joint_attention", "reference"].load()(**given)
+    with torch.no_grad():
+        torch.testing.assert_close(flex(flex_attention)(**given), out, rtol=1e-5, atol=1e-5)
 
 
 def test_operations_of_attention_are_those_of_the_model():
