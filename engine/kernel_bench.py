@@ -186,7 +186,7 @@ def _candidates(op: str, wanted: KernelBenchmark) -> dict[str, Callable[[], Call
     # An optimizer's lists are no graph worth compiling anew for every case, and attention's loop over blocks unrolls.
     if op not in ("adamw", "gradient_norm", "joint_attention"):
         there[COMPILED] = lambda: torch.compile(TABLE[op, "reference"].load(), dynamic=False)
-    if op == "joint_attention" and wanted.device.type == "cuda":
+    if op == "joint_attention" and "gpu_triton" in there:
         there[FLEX] = lambda: flex(torch.compile(_flex_attention(), dynamic=False))
     return {name: load for name, load in there.items() if not wanted.backends or name in wanted.backends}
 
