@@ -16,6 +16,7 @@ from importlib import import_module
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from ..kernels import registry
 from ..kernels.case import Case, Cost
@@ -187,14 +188,8 @@ def _candidates(op: str, wanted: KernelBenchmark) -> dict[str, Callable[[], Call
     if op not in ("adamw", "gradient_norm", "joint_attention"):
         there[COMPILED] = lambda: torch.compile(TABLE[op, "reference"].load(), dynamic=False)
     if op == "joint_attention" and "gpu_triton" in there:
-        there[FLEX] = lambda: flex(torch.compile(_flex_attention(), dynamic=False))
+        there[FLEX] = lambda: flex(torch.compile(flex_attention, dynamic=False))
     return {name: load for name, load in there.items() if not wanted.backends or name in wanted.backends}
-
-
-def _flex_attention() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention  # seconds, for one rival of one operation
-
-    return flex_attention
 
 
 def flex(attention: Callable[..., Tensor]) -> Callable:

@@ -19,8 +19,6 @@ SIZES = {"cpu": (2**10, 2**16, 2**18, 2**20, 2**22, 2**24), "accelerator": (2**1
 """Bytes of the whole tensor."""
 SHORTEST = 1e-6
 """Seconds that no message is below: what is left of two measured times may be nothing."""
-
-
 WORK = {"cpu": 384, "accelerator": 2048}
 """Side of the product that ranks make before each message: half a millisecond and less."""
 IN_A_ROW = 5
@@ -70,7 +68,7 @@ def measure_messages(mesh: Mesh, direction: str, tries: int = 4) -> list[Message
                     ms=1e3 * seconds,
                     gbytes=sent / 1e9,
                     gbs=sent / seconds / 1e9,
-                )  # fmt: skip
+                )
             )
     return rows
 

@@ -141,41 +141,15 @@ class PackedProduct {
       for (int64_t row = block.row, left_at = 0; row < block.row_end; row += Tiling::ROWS, left_at += left_panel) {
         for (int64_t column = first, right_at = 0; column < end; column += Tiling::COLUMNS, right_at += right_panel) {
           const bool is_last = column + Tiling::COLUMNS >= end;
-          prefetch(is_last ? row + Tiling::ROWS : row, is_last ? first : column + Tiling::COLUMNS);
-          multiply_tile(block, left + left_at, right + right_at, row, column);
+          prefetch_tile<Tiling::ROWS, Tiling::COLUMNS>(out_, is_last ? row + Tiling::ROWS : row, left_.count,
+                                                       is_last ? first : column + Tiling::COLUMNS);
+          fill_tile<Tiling::ROWS, Tiling::COLUMNS>(
+              out_, row, column, left_.count - row, right_.count - column, block.at > 0,
+              [&](A* tile, int64_t tile_row, bool add) {
+                Tiling::multiply(block.depth, left + left_at, right + right_at, tile, tile_row, add);
+              });
         }
       }
-    }
-  }
-
-  /// The output's next tile, which nothing has touched for long, while this one is computed.
-  void prefetch(int64_t row, int64_t column) const {
-    const int64_t end = smaller(row + Tiling::ROWS, left_.count);
-    for (; row < end; ++row) {
-      for (int64_t at = 0; at < Tiling::COLUMNS; at += 64 / static_cast<int64_t>(sizeof(A))) {
-        __builtin_prefetch(out_.data + row * out_.row + column + at, 1);
-      }
-    }
-  }
-
-  /// One tile, through memory of its own where the output ends inside it.
-  void multiply_tile(const Block& block, const char* left, const char* right, int64_t row, int64_t column) const {
-    const int64_t rows = smaller(Tiling::ROWS, left_.count - row);
-    const int64_t columns = smaller(Tiling::COLUMNS, right_.count - column);
-    const bool is_whole = rows == Tiling::ROWS && columns == Tiling::COLUMNS, is_begun = block.at > 0;
-    const bool add = is_begun || out_.add || out_.bias;
-    alignas(64) A apart[Tiling::ROWS * Tiling::COLUMNS];
-    A* there = out_.data + row * out_.row + column;
-    A* tile = is_whole ? there : apart;
-    const int64_t tile_row = is_whole ? out_.row : Tiling::COLUMNS;
-    if (out_.bias && !is_begun) {
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * tile_row, out_.bias + column, columns * sizeof(A));
-    } else if (add && !is_whole) {
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * tile_row, there + r * out_.row, columns * sizeof(A));
-    }
-    Tiling::multiply(block.depth, left, right, tile, tile_row, add);
-    if (!is_whole) {
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(there + r * out_.row, tile + r * tile_row, columns * sizeof(A));
     }
   }
 

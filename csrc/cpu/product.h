@@ -32,6 +32,39 @@ struct Output {
   bool add;
 };
 
+/// A tile of the output while the one before is computed: nothing has touched it for long.
+template <int64_t ROWS, int64_t COLUMNS, typename A>
+void prefetch_tile(const Output<A>& out, int64_t row, int64_t end, int64_t column) {
+  for (end = end < row + ROWS ? end : row + ROWS; row < end; ++row) {
+    for (int64_t at = 0; at < COLUMNS; at += 64 / static_cast<int64_t>(sizeof(A))) {
+      __builtin_prefetch(out.data + row * out.row + column + at, 1);
+    }
+  }
+}
+
+/// One tile, through memory of its own where the output, `rows` x `columns` from here on, ends inside it: begun with the
+/// bias, with what is there, or with nothing; then multiply(tile, its row, add). `is_begun`: some of the depth is in it.
+template <int64_t ROWS, int64_t COLUMNS, typename A, typename Multiply>
+inline __attribute__((always_inline)) void fill_tile(
+    const Output<A>& out, int64_t row, int64_t column, int64_t rows, int64_t columns, bool is_begun,
+    const Multiply& multiply) {
+  const bool is_whole = rows >= ROWS && columns >= COLUMNS, add = is_begun || out.add || out.bias;
+  rows = rows < ROWS ? rows : ROWS, columns = columns < COLUMNS ? columns : COLUMNS;
+  alignas(64) A apart[ROWS * COLUMNS];
+  A* there = out.data + row * out.row + column;
+  A* tile = is_whole ? there : apart;
+  const int64_t tile_row = is_whole ? out.row : COLUMNS;
+  if (out.bias && !is_begun) {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * tile_row, out.bias + column, columns * sizeof(A));
+  } else if (add && !is_whole) {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * tile_row, there + r * out.row, columns * sizeof(A));
+  }
+  multiply(tile, tile_row, add);
+  if (!is_whole) {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(there + r * out.row, tile + r * tile_row, columns * sizeof(A));
+  }
+}
+
 inline int64_t pieces(int64_t total, int64_t size) { return (total + size - 1) / size; }
 
 /// A factor that lies in memory as the type it is multiplied in: rows of left, columns of right.

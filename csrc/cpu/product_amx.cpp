@@ -307,39 +307,12 @@ class Product {
   void multiply_panel(
       const Block& block, const char* left, const char* right, int64_t column, const Between& between) const {
     for (int64_t row = block.row; row < block.row_end; row += TILE, left += panel_bytes(block.depth)) {
-      if (row + TILE < block.row_end) prefetch(row + TILE, column);
-      else prefetch(block.row, column + TILE);
-      multiply_tile(block, left, right, row, column, between);
-    }
-  }
-
-  /// The output's next tile, which nothing has touched for long, while this one is computed.
-  void prefetch(int64_t row, int64_t column) const {
-    for (const int64_t end = smaller(row + TILE, left_.count); row < end; ++row) {
-      __builtin_prefetch(out_.data + row * out_.row + column, 1);
-      __builtin_prefetch(out_.data + row * out_.row + column + SIDE, 1);
-    }
-  }
-
-  /// One tile, through memory of its own where the output ends inside it.
-  template <typename Between>
-  void multiply_tile(const Block& block, const char* left, const char* right, int64_t row, int64_t column,
-                     const Between& between) const {
-    const int64_t rows = smaller(TILE, left_.count - row), columns = smaller(TILE, right_.count - column);
-    const bool is_whole = rows == TILE && columns == TILE, is_begun = block.at > 0;
-    const bool add = is_begun || out_.add || out_.bias;
-    alignas(64) float apart[TILE * TILE];
-    float* there = out_.data + row * out_.row + column;
-    float* tile = is_whole ? there : apart;
-    const int64_t tile_row = is_whole ? out_.row : TILE;
-    if (out_.bias && !is_begun) {
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * tile_row, out_.bias + column, columns * sizeof(float));
-    } else if (add && !is_whole) {
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * tile_row, there + r * out_.row, columns * sizeof(float));
-    }
-    multiply(block.depth, left, right, tile, tile_row, add, between);
-    if (!is_whole) {
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(there + r * out_.row, tile + r * tile_row, columns * sizeof(float));
+      const bool is_last = row + TILE >= block.row_end;
+      prefetch_tile<TILE, TILE>(out_, is_last ? block.row : row + TILE, left_.count, is_last ? column + TILE : column);
+      fill_tile<TILE, TILE>(out_, row, column, left_.count - row, right_.count - column, block.at > 0,
+                            [&](float* tile, int64_t tile_row, bool add) {
+                              multiply(block.depth, left, right, tile, tile_row, add, between);
+                            });
     }
   }
 
