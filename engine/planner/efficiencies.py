@@ -96,7 +96,7 @@ def read_efficiencies(paths: Sequence[str], config: RunConfig, hardware: Hardwar
     starts: dict[Way, float] = {}
     for path in paths:
         try:
-            content, rows = _read(path, config, hardware)
+            content, rows = _read(path, hardware)
             starts |= {way: ms / 1e3 for way, ms in shortest(rows).items()}
             where = f"{Path(path).name}, {content['device']}, {content['date']}"
             figures |= _figures(rows, _preferred(content, config), where)
@@ -147,7 +147,7 @@ def in_words(rate: Rate, unit: str, form: str, what: str) -> str:
     )
 
 
-def _read(path: str, config: RunConfig, hardware: Hardware) -> tuple[dict[str, Any], list[Row]]:
+def _read(path: str, hardware: Hardware) -> tuple[dict[str, Any], list[Row]]:
     """A file's content, and of its rows those that were measured."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
