@@ -29,7 +29,7 @@ constexpr size_t PAGE = 4096;
 constexpr size_t HUGE = size_t{1} << 21;
 constexpr size_t IDLE_LIMIT = size_t{64} << 20;  // pages kept beyond the last tensor, for the next ones
 constexpr size_t IDLE_KEPT = size_t{32} << 20;
-constexpr int HEAP_LIMIT = 1 << 25;  // bytes; what is larger malloc maps, as it would by itself in the end
+constexpr int HEAP_LIMIT = 1 << 22;  // bytes; what is larger malloc maps and gives back, such as windows of a video
 
 /// The next multiple of `unit` at or behind `at`.
 char* up_to(char* at, size_t unit) {
