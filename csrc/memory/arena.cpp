@@ -164,7 +164,7 @@ EXPORTED bool contentv_memory_install() {
   return true;
 }
 
-/// Makes memory of the arena zeros by giving its pages back; false if it lies elsewhere. Huge pages whole: the parts of one
+/// Makes memory of the arena zeros by giving its pages back; false if it lies elsewhere. Huge pages whole: parts of one
 /// would come back by the 4 KiB.
 EXPORTED bool contentv_memory_clear(char* data, size_t bytes) {
   using namespace contentv;
